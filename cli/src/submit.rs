@@ -39,8 +39,11 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
         answer = api.send_repeatedly(submit) => answer?.json().await?,
         () = stop.received() => {
             // The market may have the job already.
-            drop(api.post(&format!("/jobs/{job}/cancel"), &json!({})).await);
-            bail!("stopped before the market answered; the job was asked to stop: gpubnb logs {job}");
+            let cancel = api.post(&format!("/jobs/{job}/cancel"), &json!({})).await;
+            if cancel.is_ok() {
+                bail!("stopped before the market answered; the job was asked to stop: gpubnb logs {job}");
+            }
+            bail!("stopped before the market answered; the job may run: gpubnb cancel {job}");
         }
     };
     if run.detach {

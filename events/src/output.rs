@@ -1,5 +1,6 @@
 //! The messages with the output of a running job: log lines (which are numbered), progress and measurements. The
-//! services write them into the stream OUTPUT.
+//! services write these into the stream OUTPUT. Unfinished lines are sent by the worker itself, and no stream stores
+//! them.
 
 use serde::{Deserialize, Serialize};
 
@@ -80,11 +81,6 @@ impl Output {
     }
 }
 
-/// The name of the type [`UnfinishedLines`] in a message's header.
-pub const UNFINISHED_LINES: &str = "UnfinishedLines.v1";
-/// Largest text of an unfinished line, bytes. Of a longer line, only the last bytes are sent.
-pub const MAX_UNFINISHED: usize = 1024;
-
 /// The progress of a job, as the job reports it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Progress {
@@ -119,6 +115,11 @@ pub struct LogLines {
     /// The lines, without line ends.
     pub lines: Vec<LogLine>,
 }
+
+/// The name of the type [`UnfinishedLines`] in a message's header.
+pub const UNFINISHED_LINES: &str = "UnfinishedLines.v1";
+/// Largest text of an unfinished line, bytes. Of a longer line, only the last bytes are sent.
+pub const MAX_UNFINISHED: usize = 1024;
 
 /// The lines that a job has begun and not finished, such as `loading… ` or a progress bar that writes over itself.
 /// Each message replaces the former one. A finished line is in [`LogLines`].

@@ -60,11 +60,11 @@ pub fn address(event: &Event) -> Address {
         Event::JobAssigned(e) => format!("{root}.assigned.{}", e.machine),
         _ => format!("{root}.event"),
     };
-    Address { subject, guard: guard(aggregate) }
+    Address { subject, guard: all_of(aggregate) }
 }
 
 /// The filter that matches all messages of an aggregate.
-pub fn guard(aggregate: Aggregate) -> String {
+pub fn all_of(aggregate: Aggregate) -> String {
     format!("{}.>", aggregate_root(aggregate))
 }
 

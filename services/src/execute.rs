@@ -36,6 +36,8 @@ impl Executor {
     /// Executes one command, and returns the sequence of its event. A repeated command returns the sequence of the
     /// first event again.
     pub(crate) async fn execute(&self, actor: Actor, command: &Command) -> Result<Seq, RpcError> {
+        // The phase of the job before the command, such as waiting or running. If the command ends the phase, a span of
+        // the job's trace is recorded for it.
         let span = command.job().and_then(|job| self.replica.read(|w| w.job(job).map(PhaseSpan::of)));
         let fields =
             span.map_or_else(|| SpanFields { job: command.job(), ..SpanFields::default() }, |span| span.fields());
@@ -83,6 +85,8 @@ impl Executor {
                             let message = "the submission is not confirmed yet; try again, with the same id";
                             return Err(RpcError::Unavailable(message.to_owned()));
                         }
+                        // The guard of a submission is its account, so two accounts can submit one id: the first gets
+                        // it.
                         if self.replica.read(|w| w.is_lost(e.job, appended.seq)) {
                             return Err(RpcError::refused(DomainError::IdReused("job")));
                         }
@@ -146,6 +150,8 @@ impl Executor {
     /// Loads a job from the log, also a settled job.
     pub(crate) async fn load(&self, id: JobId) -> Result<Option<Job>, ReadError> {
         let events = self.log.load(Aggregate::Job(id)).await?;
+        // The submission is an event of the account. The job's own events name it: `JobAssigned` in a field, and the
+        // end of a job that was never assigned as its cause.
         let submission = events.iter().find_map(|recorded| match recorded.event()? {
             Event::JobAssigned(e) => Some(e.submission),
             Event::Cancelled(_) | Event::Failed(_) => recorded.envelope()?.cause,

@@ -46,7 +46,7 @@ const MAX_LINES_OF_LOG: u64 = 1 << 40;
 /// The value of [`Position::bytes`] after a log was cut at its budget. No further line is appended.
 const CUT: u64 = u64::MAX;
 /// The bytes that a line of the log takes in the stream beside its text.
-const LINE_COST: u64 = 64;
+const STORED_LINE_COST: u64 = 64;
 /// The byte budget of progress, and of metrics: these bytes, and some more for each second since the job's submission.
 const BASE_BUDGET: u64 = 16 << 20;
 const BUDGET_PER_SECOND: u64 = 2 << 10;
@@ -93,7 +93,7 @@ enum Plan {
 
 /// The attempt for which output is added.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct OutputLease {
+pub(crate) struct OutputWriter {
     pub(crate) machine: MachineId,
     /// The time since the job was submitted.
     pub(crate) age: Millis,
@@ -110,7 +110,7 @@ impl JobOutput {
     }
 
     /// Appends output. Returns the sequence of the message in OUTPUT.
-    pub(crate) async fn add(&self, attempt: OutputLease, job: JobId, output: Output) -> Result<Seq, RpcError> {
+    pub(crate) async fn add(&self, attempt: OutputWriter, job: JobId, output: Output) -> Result<Seq, RpcError> {
         check_size(&output)?;
         let subject = subject::output(attempt.machine, job, output.kind());
         let budget = self.budget(output.kind(), attempt.age);
@@ -298,7 +298,7 @@ fn plan_newest(before: &Position, output: &Output, at: Timestamp, budget: u64) -
 fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: u64) -> Option<(Vec<LogLine>, u64)> {
     let (mut kept, mut bytes) = (Vec::new(), before);
     for line in lines {
-        bytes = bytes.saturating_add(line.text.len() as u64 + LINE_COST);
+        bytes = bytes.saturating_add(line.text.len() as u64 + STORED_LINE_COST);
         if bytes > budget {
             let text = format!("the log is cut here: the market keeps {} MiB of a job's log", budget >> 20);
             kept.push(LogLine { stream: LogStream::Stderr, at: line.at, text, cut: 0 });
@@ -311,15 +311,15 @@ fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: u64
 
 /// The attempt that may add output under a lease. Refuses a lease that is not live, or not of this job and machine. A
 /// log begins when the job's program begins.
-pub(crate) fn lease_of(
+pub(crate) fn writer_of(
     job: Option<&Job>,
     machine: MachineId,
     output: &Output,
     now: Timestamp,
-) -> Result<OutputLease, RpcError> {
+) -> Result<OutputWriter, RpcError> {
     let needs_start = output.kind() == OutputKind::Log;
     match job.filter(|job| job.takes_output(machine, output.lease(), needs_start)) {
-        Some(job) => Ok(OutputLease { machine, age: now.since(job.submitted_at) }),
+        Some(job) => Ok(OutputWriter { machine, age: now.since(job.submitted_at) }),
         None => Err(RpcError::refused(DomainError::StaleLease)),
     }
 }
@@ -356,7 +356,7 @@ mod tests {
     fn each_line_is_appended_once_in_its_order() {
         let start = Position::default();
         let (first, texts, next) = appended(&start, &chunk(LEASE, 0, &["a", "b"]), 1_000).unwrap();
-        assert_eq!((first, texts.len(), next.next_line, next.bytes), (0, 2, 2, 2 * (1 + LINE_COST)));
+        assert_eq!((first, texts.len(), next.next_line, next.bytes), (0, 2, 2, 2 * (1 + STORED_LINE_COST)));
         let next = Position { seq: 5, ..next };
         assert_eq!(appended(&next, &chunk(LEASE, 0, &["a", "b"]), 1_000), None, "a repetition");
         let (first, texts, after) = appended(&next, &chunk(LEASE, 1, &["b", "c"]), 1_000).unwrap();
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(appended(&next, &chunk(LEASE, u64::MAX, &["e"]), 1_000), None);
         // The next attempt on the same machine begins anew, also with its budget.
         let (first, _, next) = appended(&next, &chunk(Lease(Seq(9)), 0, &["x"]), 1_000).unwrap();
-        assert_eq!((first, next.lease, next.bytes), (0, Some(Lease(Seq(9))), 1 + LINE_COST));
+        assert_eq!((first, next.lease, next.bytes), (0, Some(Lease(Seq(9))), 1 + STORED_LINE_COST));
     }
 
     #[test]

@@ -138,6 +138,10 @@ impl ArchiveWriter {
         if leaves.try_lock().is_err() {
             return Err(ArchiveError::Busy(directory.to_owned()));
         }
+        // Another writer may have completed the archive until now.
+        if directory.join(MANIFEST).exists() {
+            return Err(ArchiveError::AlreadyComplete(directory.to_owned()));
+        }
         leaves.set_len(0).map_err(in_file(&file))?;
         let leaves = BufWriter::new(leaves);
         let (directory, part, parts) = (directory.to_owned(), None, Vec::new());
@@ -232,11 +236,9 @@ impl ArchiveWriter {
     pub fn finish(mut self, heads: Vec<SignedTreeHead>) -> Result<ArchiveManifest, ArchiveError> {
         self.close_part()?;
         let leaves = self.directory.join(LEAVES);
-        self.leaves
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error)
-            .and_then(|f| f.sync_all())
-            .map_err(in_file(&leaves))?;
+        let written = self.leaves.into_inner().map_err(io::IntoInnerError::into_error);
+        // The open file is the lock of the directory, until the manifest is there.
+        let _lock = written.and_then(|file| file.sync_all().map(|()| file)).map_err(in_file(&leaves))?;
         let manifest = ArchiveManifest { format: FORMAT, last: self.last, parts: self.parts, heads };
         let file = self.directory.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&manifest).map_err(|e| in_file(&file)(e.into()))?;

@@ -41,6 +41,9 @@ pub enum ReadError {
     /// The broker did not answer in time, or answered with an error.
     #[error("the broker does not answer")]
     Unavailable(#[source] BoxError),
+    /// MARKET has no message of this sequence, although it has later ones.
+    #[error("the log has no message {0}: it is damaged")]
+    Missing(Seq),
     /// The named aggregate has more messages than the rules of the domain allow.
     #[error("{0} has {MAX_MESSAGES} events or more")]
     TooLarge(String),
@@ -51,11 +54,12 @@ fn unavailable(e: impl Into<BoxError>) -> ReadError {
 }
 
 impl From<ReadError> for RpcError {
-    /// The requester is told that the log cannot be read now. The causes go into the log lines of this process only.
+    /// The requester is told that the log cannot be read now, or what is wrong with it. The causes go into the log
+    /// lines of this process only.
     fn from(e: ReadError) -> Self {
         let message = match &e {
             ReadError::Unavailable(_) => "the log of events cannot be read now; try again".to_owned(),
-            ReadError::TooLarge(_) => e.to_string(),
+            ReadError::Missing(_) | ReadError::TooLarge(_) => e.to_string(),
         };
         Self::unavailable(message, &e)
     }
@@ -92,7 +96,8 @@ impl Log {
         let (mut low, mut high) = (0, last.0);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
-            if self.get(Seq(middle)).await?.is_some_and(|r| r.at <= time) {
+            let read = self.get(Seq(middle)).await?.ok_or(ReadError::Missing(Seq(middle)))?;
+            if read.at <= time {
                 low = middle;
             } else {
                 high = middle - 1;
@@ -117,14 +122,14 @@ impl Log {
 
     /// The last message of an aggregate; `None` if the aggregate has none.
     pub async fn last_of(&self, aggregate: Aggregate) -> Result<Option<Recorded>, ReadError> {
-        let last = message::last(&self.stream, &subject::guard(aggregate)).await?;
+        let last = message::last(&self.stream, &subject::all_of(aggregate)).await?;
         Ok(last.map(|message| RawMessage::from_stored(message).decode()))
     }
 
     /// All messages of an aggregate, in order. The submission of a job is not among the job's messages: the
     /// submission is a message of the account.
     pub async fn load(&self, aggregate: Aggregate) -> Result<Vec<Recorded>, ReadError> {
-        let filter = subject::guard(aggregate);
+        let filter = subject::all_of(aggregate);
         let mut found = Vec::new();
         let mut from = 1;
         while let Some(message) = message::next(&self.stream, &filter, from).await? {

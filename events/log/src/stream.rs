@@ -428,7 +428,8 @@ pub fn machine_consumer(machine: MachineId) -> String {
     machine_consumer_name(&machine.to_string())
 }
 
-/// Like [`machine_consumer`]; `id` may also be a placeholder.
+/// Like [`machine_consumer`], also for a template of permissions: `id` is then the placeholder that the broker replaces
+/// with the machine's id.
 pub fn machine_consumer_name(id: &str) -> String {
     format!("machine-{id}")
 }

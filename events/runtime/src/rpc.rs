@@ -187,6 +187,7 @@ impl Server {
             loop {
                 let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
                 let request = tokio::select! {
+                    biased;
                     () = stop.cancelled() => return,
                     request = requests.next() => request,
                 };

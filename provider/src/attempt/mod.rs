@@ -150,7 +150,7 @@ async fn prepare_and_start(
             run_clock::save_before_start(&directory).await;
         }
     };
-    // If Docker refuses, unfinished lines are not shown, and the log is read from the start on. Nothing else is missing.
+    // If Docker refuses, unfinished lines are not shown, and the log is read from the start on.
     let (attached, ()) = tokio::join!(context.container.attach(), save_clocks);
     if let Err(e) = &attached {
         debug!(lease = context.lease.0.0, error = %e, "unfinished lines are not shown");

@@ -32,8 +32,8 @@ const ENDED_BY_NOW: Duration = Duration::from_millis(500);
 /// Longest time to hand a message to the connection.
 const SEND_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Publishes the unfinished lines of a container until `output` ends, which is when the container ends. Signals what the
-/// container has written. `output` is `None` if the worker could not attach to the container.
+/// Publishes the unfinished lines of a container until `output` ends, which is when the container ends. Signals when
+/// the container has written something. `output` is `None` if the worker could not attach to the container.
 pub(super) async fn show(
     context: &AttemptContext,
     output: Option<impl Stream<Item = Result<LogOutput, Error>>>,

@@ -8,8 +8,8 @@ use gpubnb_domain::{
 use gpubnb_events::{
     Actor,
     command::{
-        CancelJob, ClosePayout, Deposit, Done, FundAccount, OpenAccount, Quote, RequestPayout, SetSuspension,
-        SubmitJob, Submitted,
+        CancelJob, ClosePayout, Deposit, Done, ExplainJob, FundAccount, OpenAccount, Quote, RequestPayout,
+        SetSuspension, SubmitJob, Submitted,
     },
     spec::PlacementExplanation,
     subject,
@@ -72,11 +72,16 @@ async fn set_suspension(e: EndpointContext, r: Incoming) -> Result<Done, RpcErro
 async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
+    let has_secrets = !submit.env.is_empty();
     // Store the secrets before the event is written, so that a job in the log always has its secrets.
-    let are_new = e.secrets.store(account, &submit).await?;
+    e.secrets.store(account, &submit).await?;
     let submitted = e.executor.execute(r.actor, &Command::Submit(account, submit)).await;
-    if are_new && matches!(submitted, Err(RpcError::Refused(_))) {
-        e.secrets.delete(account, job).await?;
+    // After `Unavailable` the submission may be in the log. Otherwise the replica knows whether the job needs them.
+    if has_secrets && !matches!(submitted, Err(RpcError::Unavailable(_))) {
+        let needs_secrets = |job: &Job| job.account == account && job.phase != Phase::Settled;
+        if !e.executor.replica.read(|w| w.job(job).is_some_and(needs_secrets)) {
+            e.secrets.delete(account, job).await?;
+        }
     }
     Ok(Submitted { job, seq: submitted? })
 }
@@ -96,7 +101,7 @@ async fn quote(e: EndpointContext, r: Incoming) -> Result<Quote, RpcError> {
 
 /// Explains why a job waits; `None` for a job that does not wait.
 async fn explain(e: EndpointContext, r: Incoming) -> Result<Option<PlacementExplanation>, RpcError> {
-    let CancelJob { job } = r.parse()?;
+    let ExplainJob { job } = r.parse()?;
     let now = e.executor.clock.now();
     let may_see = |found: &&Job| matches!(r.actor, Actor::Operator(_)) || r.actor == Actor::Account(found.account);
     e.executor.replica.read(|w| {

@@ -26,7 +26,7 @@ use super::{
     context::{EndpointContext, done, endpoint, endpoint_with_rate},
     enrollment::check_not_suspended,
 };
-use crate::{credentials::is_signed_by, job_output::lease_of};
+use crate::{credentials::is_signed_by, job_output::writer_of};
 
 /// The permits for a job's files are valid for this long after the job's time limit.
 const PERMIT_SLACK: Millis = Millis(3_600_000);
@@ -78,7 +78,8 @@ async fn restore_queue(e: EndpointContext, r: Incoming) -> Result<Listed, RpcErr
     provision(&e, machine, seq, slots).await
 }
 
-/// Makes the queue of jobs of a machine that was listed by the event `seq`.
+/// Makes the queue of jobs of a listed machine. `seq` goes into the answer: the sequence of `MachineListed`, or, for a
+/// queue that is restored, of the machine's last event.
 async fn provision(e: &EndpointContext, machine: MachineId, seq: Seq, slots: u32) -> Result<Listed, RpcError> {
     stream::provision_machine(&e.executor.log.jetstream(), machine, slots)
         .await
@@ -86,6 +87,7 @@ async fn provision(e: &EndpointContext, machine: MachineId, seq: Seq, slots: u32
     Ok(Listed { seq, stream: stream::DISPATCH.to_owned(), consumer: stream::machine_consumer(machine) })
 }
 
+/// Records the result of the machine's self-test.
 async fn tested(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, test): (_, RecordTest) = (machine_of(&r)?, r.parse()?);
     e.executor.execute(r.actor, &Command::RecordTest(machine, test)).await.map(done)
@@ -135,8 +137,16 @@ async fn add_output(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, add): (_, AddOutput) = (machine_of(&r)?, r.parse()?);
     e.executor.wait_for_lease(add.output.lease().0).await?;
     let now = e.executor.clock.now();
-    let attempt = e.executor.replica.read(|w| lease_of(w.job(add.job), machine, &add.output, now))?;
-    e.output.add(attempt, add.job, add.output).await.map(done)
+    let writer = || e.executor.replica.read(|w| writer_of(w.job(add.job), machine, &add.output, now));
+    let writer = match writer() {
+        // Another replica may have appended the start of the job. A refusal is final: the worker drops the output.
+        Err(RpcError::Refused(_)) => {
+            e.executor.catch_up().await?;
+            writer()?
+        }
+        writer => writer?,
+    };
+    e.output.add(writer, add.job, add.output).await.map(done)
 }
 
 async fn decline(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
@@ -157,7 +167,11 @@ async fn exit(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
 
 async fn report(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, report): (_, Report) = (machine_of(&r)?, r.parse()?);
-    check_signatures(&e, machine, &report)?;
+    if check_signatures(&e, machine, &report).is_err() {
+        // Another replica may have listed the machine with this key.
+        e.executor.catch_up().await?;
+        check_signatures(&e, machine, &report)?;
+    }
     e.executor.execute(r.actor, &Command::Report(machine, report)).await.map(done)
 }
 

@@ -1,4 +1,5 @@
-//! The list of all endpoints.
+//! The list of all endpoints, by their sender: `edge` for people, who come through the web server, `enrollment` for
+//! machines that have no credential yet, `dead_letters` for operators, and `machine` for workers.
 
 use gpubnb_runtime::rpc::Server;
 

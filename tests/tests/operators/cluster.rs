@@ -55,7 +55,7 @@ async fn a_broker_that_dies_or_steps_down_loses_and_doubles_nothing() {
     let settings = MarketSettings { brokers: 3, ready_timeout: Duration::from_secs(120), ..MarketSettings::default() };
     let mut system = System::start(settings).await.unwrap();
     wait_until("every broker has the log", async || current_followers(&system).await == 2).await;
-    // A broker that lags behind answers no read of a bucket or a store: somebody who just signed in would be a stranger.
+    // A broker that lags behind answers no read of a bucket or a store: who just signed in would be a stranger.
     let owner = jetstream(system.nats_args("services").connect("bootstrap", SERVICES_INBOX).await.unwrap());
     for stream in [bucket_stream(SESSIONS), bucket_stream(CREDENTIALS), store_stream(INPUTS)] {
         assert!(!owner.get_stream(&stream).await.unwrap().cached_info().config.allow_direct, "{stream}");

@@ -11,7 +11,7 @@ use axum::{
 use futures_util::Stream;
 use gpubnb_events::{
     JobId, Lease, MachineId, Seq, Timestamp,
-    command::{CancelJob, Done, Quote, Submitted},
+    command::{CancelJob, Done, ExplainJob, Quote, Submitted},
     job_request::JobRequest,
     output::{LogLine, LogStream, Progress},
     signed_log::SignedLog,
@@ -134,7 +134,7 @@ pub(crate) async fn get(
     let progress = output::progress(&app, &row).await;
     // The request to explain has the same body as a request to cancel. Nothing is cancelled.
     let waiting = match row.state {
-        JobState::Queued => app.command("job", "explain", signed_in.actor(), &CancelJob { job }).await.unwrap_or(None),
+        JobState::Queued => app.command("job", "explain", signed_in.actor(), &ExplainJob { job }).await.unwrap_or(None),
         _ => None,
     };
     Ok(Json(JobDetails { status: row.state_name(), summary: crate::format::job_state(&row), row, progress, waiting }))

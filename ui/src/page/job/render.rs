@@ -5,7 +5,7 @@ use std::sync::Arc;
 use askama::Template;
 use gpubnb_events::{
     JobId, Lease, MicroUsd, Millis, Seq, Timestamp,
-    command::CancelJob,
+    command::ExplainJob,
     output::{JobMetrics, Progress},
     spec::PlacementExplanation,
 };
@@ -243,8 +243,7 @@ async fn explain_waiting(app: &App, signed_in: SignedIn, job: &JobView) -> Optio
     if job.state != JobState::Queued {
         return None;
     }
-    // The request has the same body as a request to cancel. Nothing is cancelled.
-    let body = CancelJob { job: job.job };
+    let body = ExplainJob { job: job.job };
     // If the command fails, the page shows the state without an explanation.
     app.command::<Option<PlacementExplanation>>("job", "explain", signed_in.reading_actor(), &body).await.ok().flatten()
 }
