@@ -42,6 +42,22 @@ pub fn lookup_account(account: &str) -> String {
     format!("$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP")
 }
 
+/// The subject of the broker's notices that a connection of a NATS account has begun.
+pub fn connection_began(account: &str) -> String {
+    format!("$SYS.ACCOUNT.{account}.CONNECT")
+}
+
+/// The subject of the broker's notices that a connection of a NATS account has ended.
+pub fn connection_ended(account: &str) -> String {
+    format!("$SYS.ACCOUNT.{account}.DISCONNECT")
+}
+
+/// The subject of requests that end a connection of a broker. `broker` is the broker's id, or `*` for the right to do
+/// that at every broker.
+pub fn end_connection(broker: &str) -> String {
+    format!("$SYS.REQ.SERVER.{broker}.KICK")
+}
+
 /// The subject of an event, and the filter for the guard of its append: the broker refuses the event unless the last
 /// sequence under this filter is the expected one. One function makes both, so that they always fit.
 #[derive(Debug, Clone, PartialEq, Eq)]

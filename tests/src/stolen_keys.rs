@@ -3,7 +3,11 @@
 use std::{
     fs,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -57,6 +61,11 @@ impl StolenKeys {
 
     /// Connects to the broker with a token from [`StolenKeys::renew`].
     pub async fn connect(&self, market: &Market, jwt: &str) -> anyhow::Result<Client> {
+        self.connect_with_pause(market, jwt, Duration::ZERO).await
+    }
+
+    /// Like [`StolenKeys::connect`]. A connection that has ended is opened again after this pause.
+    pub async fn connect_with_pause(&self, market: &Market, jwt: &str, pause: Duration) -> anyhow::Result<Client> {
         let (key, jwt) = (Arc::clone(&self.key), jwt.to_owned());
         let options = ConnectOptions::with_auth_callback(move |nonce| {
             let (key, jwt) = (Arc::clone(&key), jwt.clone());
@@ -74,7 +83,9 @@ impl StolenKeys {
             }
             std::future::ready(())
         };
-        let options = options.name("thief").max_reconnects(1).event_callback(listen);
+        let is_first = AtomicBool::new(true);
+        let delay = move |_| if is_first.swap(false, Ordering::Relaxed) { Duration::ZERO } else { pause };
+        let options = options.name("thief").max_reconnects(1).event_callback(listen).reconnect_delay_callback(delay);
         Ok(options.custom_inbox_prefix(machine_inbox(self.machine)).connect(market.nats_url()).await?)
     }
 

@@ -5,6 +5,7 @@
 //! or a decision of the market.
 
 mod bootstrap;
+mod connections;
 mod files;
 mod issuer;
 mod jwt;

@@ -1,5 +1,6 @@
 //! Updates the broker's list of revoked machines from the enrollments: at once when a machine is revoked, and every
-//! minute, in case a revocation was missed. A machine that left the market is revoked too.
+//! minute, in case a revocation was missed. A machine that left the market is revoked too. Over the same connection
+//! to the system account, `connections` bounds the connections of each machine.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{bootstrap::SYSTEM_USER, files, jwt};
+use super::{bootstrap::SYSTEM_USER, connections, files, jwt};
 use crate::{enrollment::Enrollments, replica::Replica};
 
 const SWEEP: Duration = Duration::from_secs(60);
@@ -82,6 +83,10 @@ impl Revoker {
 
     /// Runs until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
+        match self.account_key() {
+            Ok(account) => drop(tokio::spawn(connections::bound(self.system.clone(), account, shutdown.clone()))),
+            Err(e) => warn!(error = format!("{e:#}"), "the connections of machines are not bounded"),
+        }
         let mut sweep = tokio::time::interval(SWEEP);
         loop {
             let swept = tokio::select! {

@@ -133,11 +133,19 @@ pub(crate) fn machine_rights() -> Permissions {
 }
 
 /// The rights of the user of NATS's system account, which writes the list of revoked machines into the machines' NATS
-/// account.
+/// account, and ends connections of machines that have too many.
 pub(crate) fn revoker_rights(account: &str) -> Permissions {
     Permissions {
-        publish: vec![subject::UPDATE_ACCOUNT.to_owned(), subject::lookup_account(account)],
-        subscribe: vec![format!("{}.>", subject::SERVICES_INBOX)],
+        publish: vec![
+            subject::UPDATE_ACCOUNT.to_owned(),
+            subject::lookup_account(account),
+            subject::end_connection("*"),
+        ],
+        subscribe: vec![
+            format!("{}.>", subject::SERVICES_INBOX),
+            subject::connection_began(account),
+            subject::connection_ended(account),
+        ],
         limits: None,
     }
 }

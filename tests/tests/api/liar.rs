@@ -324,6 +324,31 @@ async fn an_offer_with_a_text_that_is_too_long_is_refused() {
     assert!(matches!(answer, Err(RpcError::Refused(_))), "{answer:?}");
 }
 
+#[tokio::test]
+async fn of_many_connections_of_one_machine_only_the_newest_stay() {
+    use async_nats::connection::State::Connected;
+    let market = MARKET.open().await.unwrap();
+    let stolen = enroll_new_machine(&market, &market.consumer, "connects-often").await;
+    let renewed = stolen.renew(&market.consumer.stranger()).await.unwrap();
+    let jwt = renewed["jwt"].as_str().unwrap();
+    let other = enroll_new_machine(&market, &market.consumer, "connects-once").await;
+    let other = other.renew_and_connect(&market).await.unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..12 {
+        clients.push(stolen.connect_with_pause(&market, jwt, Duration::from_secs(3_600)).await.unwrap());
+    }
+    let connected = || clients.iter().filter(|client| client.connection_state() == Connected).count();
+    wait_until("four connections stay", async || connected() == 4).await;
+    assert!(clients[..8].iter().all(|client| client.connection_state() != Connected), "the newest stay");
+    other.flush().await.unwrap();
+    assert_eq!(other.connection_state(), Connected);
+    assert_eq!(
+        other.statistics().connects.load(std::sync::atomic::Ordering::Relaxed),
+        1,
+        "nobody ended this connection"
+    );
+}
+
 /// Number of requests of the flooding machine. It is more than twice the allowed burst.
 const FLOOD: usize = 2_500;
 /// Requests of one machine that the services decide per second (`services/src/endpoint/context.rs`).
