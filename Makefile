@@ -35,12 +35,13 @@ hostile: setup-tests ## Just the jobs that try to harm their machine, against re
 	@cargo build --locked --quiet --workspace --bins
 	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && exec cargo test --locked -p gpubnb-tests --test machines -- hostile::'
 
-attack: setup-tests ## Just the attacks on a market and its machines (docs/security.md), on loopback
+attack: setup-tests ## Just the attacks on a market and its machines (docs/security.md), on networks of its own; as root
 	@cargo build --locked --quiet --workspace --bins
 	@cargo test --locked --quiet -p gpubnb-dialer -p gpubnb-door -p gpubnb-domain -p gpubnb-provider --lib
-	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && \
-	  cargo test --locked -p gpubnb-tests --test api -- access:: attacks:: credentials:: deputy:: edge:: foreign:: input:: liar:: && \
-	  exec cargo test --locked -p gpubnb-tests --test machines -- bills:: disks:: door:: hostile:: images::'
+	@cargo test --locked --quiet -p gpubnb-tests --test api --test machines --no-run
+	@deploy/with-docker.sh sh -c 'deploy/images.sh --tests && exec deploy/attack.sh sh -c "\
+	  cargo test --offline --locked -p gpubnb-tests --test api -- access:: attacks:: credentials:: deputy:: edge:: foreign:: input:: liar:: && \
+	  exec cargo test --offline --locked -p gpubnb-tests --test machines -- bills:: disks:: door:: hostile:: images::"'
 
 bench: setup ## Measures against the physical limits; writes target/bench/report.json
 	@cargo build --locked --quiet --release $(BINARIES) $(JEMALLOC)

@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -21,9 +21,9 @@ use async_nats::{
         stream::{LastRawMessageErrorKind, Stream},
     },
 };
-use gpubnb_domain::{DomainError, job::Job};
+use gpubnb_domain::{DomainError, World};
 use gpubnb_events::{
-    JobId, Lease, MachineId, Millis, Seq, Timestamp,
+    Clock, JobId, Lease, MachineId, Millis, Seq, Timestamp,
     message::header,
     output::{JobMetrics, LogLine, LogLines, LogStream, Output, Progress},
     subject::{self, OutputKind},
@@ -31,6 +31,9 @@ use gpubnb_events::{
 use gpubnb_log::stream::OUTPUT;
 use gpubnb_runtime::rpc::RpcError;
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::output_room::{OutputRooms, RoomKey};
 
 /// Longest wait for the broker.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -57,6 +60,7 @@ pub(crate) struct JobOutput {
     stream: Stream<()>,
     /// Largest log of a job, bytes.
     max_log: u64,
+    rooms: OutputRooms,
     positions: Mutex<HashMap<String, Position>>,
 }
 
@@ -92,11 +96,25 @@ enum Plan {
 }
 
 /// The attempt for which output is added.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct OutputWriter {
     pub(crate) machine: MachineId,
     /// The time since the job was submitted.
     pub(crate) age: Millis,
+    /// The room that the output takes.
+    pub(crate) room: RoomKey,
+    pub(crate) now: Timestamp,
+}
+
+/// The bytes that a message may add.
+#[derive(Debug, Clone, Copy)]
+struct Budget {
+    /// Most bytes of the attempt's output of this kind.
+    attempt: u64,
+    /// The bytes that still fit into the account's room.
+    room_left: u64,
+    /// The size of the account's room.
+    room: u64,
 }
 
 impl JobOutput {
@@ -104,22 +122,32 @@ impl JobOutput {
     pub(crate) async fn open(
         js: Context,
         max_log: u64,
+        rooms: OutputRooms,
     ) -> Result<Self, async_nats::jetstream::context::GetStreamError> {
         let stream = js.get_stream_no_info(OUTPUT).await?;
-        Ok(Self { js, stream, max_log, positions: Mutex::default() })
+        Ok(Self { js, stream, max_log, rooms, positions: Mutex::default() })
+    }
+
+    /// Counts what was written, until shutdown.
+    pub(crate) async fn count(self: Arc<Self>, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+        self.rooms.run(clock.as_ref(), shutdown).await;
     }
 
     /// Appends output. Returns the sequence of the message in OUTPUT.
-    pub(crate) async fn add(&self, attempt: OutputWriter, job: JobId, output: Output) -> Result<Seq, RpcError> {
+    pub(crate) async fn add(&self, writer: OutputWriter, job: JobId, output: Output) -> Result<Seq, RpcError> {
         check_size(&output)?;
-        let subject = subject::output(attempt.machine, job, output.kind());
-        let budget = self.budget(output.kind(), attempt.age);
-        let added = tokio::time::timeout(ADD_TIMEOUT, self.add_to(&subject, &output, budget)).await;
+        let subject = subject::output(writer.machine, job, output.kind());
+        let added = tokio::time::timeout(ADD_TIMEOUT, self.add_to(&subject, &output, &writer)).await;
         added.map_err(|e| unavailable(&e))?.map(Seq)
     }
 
     /// Appends output to a subject. Tries again from the end of the subject if another replica has appended to it.
-    async fn add_to(&self, subject: &str, output: &Output, budget: u64) -> Result<u64, RpcError> {
+    async fn add_to(&self, subject: &str, output: &Output, writer: &OutputWriter) -> Result<u64, RpcError> {
+        let budget = Budget {
+            attempt: self.attempt_budget(output.kind(), writer.age),
+            room_left: self.rooms.left(&writer.room, writer.now).await?,
+            room: self.rooms.max_bytes(),
+        };
         let mut known = self.positions().get(subject).copied();
         loop {
             let (position, is_fresh) = match known.take() {
@@ -134,8 +162,10 @@ impl JobOutput {
                     return Ok(position.seq);
                 }
                 Plan::Append { payload, next } => {
+                    let bytes = payload.len() as u64;
                     if let Some(seq) = self.append(subject, output, payload, position.seq, next.bytes).await? {
                         self.remember(subject, Position { seq, ..next });
+                        self.rooms.count(&writer.room, bytes, writer.now).await;
                         return Ok(seq);
                     }
                 }
@@ -144,7 +174,7 @@ impl JobOutput {
     }
 
     /// The bytes of one kind of output that an attempt of this age may have.
-    fn budget(&self, kind: OutputKind, age: Millis) -> u64 {
+    fn attempt_budget(&self, kind: OutputKind, age: Millis) -> u64 {
         match kind {
             OutputKind::Log => self.max_log,
             OutputKind::Progress | OutputKind::Metrics => BASE_BUDGET + BUDGET_PER_SECOND * (age.0 / 1_000),
@@ -256,7 +286,7 @@ fn check_size(output: &Output) -> Result<(), RpcError> {
 
 /// Decides what is appended after a position. A repetition, and the part of a chunk that is in the stream, are left
 /// out. A log that reaches its budget is cut, and ends with a line that says so.
-fn plan(position: &Position, output: &Output, budget: u64) -> Result<Plan, RpcError> {
+fn plan(position: &Position, output: &Output, budget: Budget) -> Result<Plan, RpcError> {
     let before = if position.lease == Some(output.lease()) {
         *position
     } else {
@@ -285,22 +315,33 @@ fn plan(position: &Position, output: &Output, budget: u64) -> Result<Plan, RpcEr
 }
 
 /// Decides whether a message of progress or metrics is appended. An older message, which was late, is left out.
-fn plan_newest(before: &Position, output: &Output, at: Timestamp, budget: u64) -> Result<Plan, RpcError> {
+fn plan_newest(before: &Position, output: &Output, at: Timestamp, budget: Budget) -> Result<Plan, RpcError> {
     let payload = to_payload(output)?;
-    let (last, bytes) = (hash_of(&payload), before.bytes.saturating_add(payload.len() as u64));
-    if last == before.last || at < before.last_at || bytes > budget {
+    let (last, added) = (hash_of(&payload), payload.len() as u64);
+    let bytes = before.bytes.saturating_add(added);
+    if last == before.last || at < before.last_at || bytes > budget.attempt || added > budget.room_left {
         return Ok(Plan::Already);
     }
     Ok(Plan::Append { payload, next: Position { bytes, last, last_at: at, ..*before } })
 }
 
 /// The lines within the budget, and the bytes of the log after these lines. `None` if there is no line.
-fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: u64) -> Option<(Vec<LogLine>, u64)> {
+fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: Budget) -> Option<(Vec<LogLine>, u64)> {
     let (mut kept, mut bytes) = (Vec::new(), before);
     for line in lines {
         bytes = bytes.saturating_add(line.text.len() as u64 + STORED_LINE_COST);
-        if bytes > budget {
-            let text = format!("the log is cut here: the market keeps {} MiB of a job's log", budget >> 20);
+        let text = if bytes > budget.attempt {
+            Some(format!("the log is cut here: the market keeps {} MiB of a job's log", budget.attempt >> 20))
+        } else if bytes - before > budget.room_left {
+            Some(format!(
+                "the log is cut here: the output of your jobs takes your share of the market's room, {} MiB; \
+                 accounts without money have one share together",
+                budget.room >> 20
+            ))
+        } else {
+            None
+        };
+        if let Some(text) = text {
             kept.push(LogLine { stream: LogStream::Stderr, at: line.at, text, cut: 0 });
             return Some((kept, CUT));
         }
@@ -312,22 +353,24 @@ fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: u64
 /// The attempt that may add output under a lease. Refuses a lease that is not live, or not of this job and machine. A
 /// log begins when the job's program begins.
 pub(crate) fn writer_of(
-    job: Option<&Job>,
+    world: &World,
+    job: JobId,
     machine: MachineId,
     output: &Output,
     now: Timestamp,
 ) -> Result<OutputWriter, RpcError> {
     let needs_start = output.kind() == OutputKind::Log;
-    match job.filter(|job| job.takes_output(machine, output.lease(), needs_start)) {
-        Some(job) => Ok(OutputWriter { machine, age: now.since(job.submitted_at) }),
-        None => Err(RpcError::refused(DomainError::StaleLease)),
-    }
+    let job = world.job(job).filter(|job| job.takes_output(machine, output.lease(), needs_start));
+    let job = job.ok_or_else(|| RpcError::refused(DomainError::StaleLease))?;
+    let has_money = job.hold.0 > 0 || world.account(job.account).is_some_and(|account| account.available.0 > 0);
+    let room = RoomKey::of(job.account, has_money);
+    Ok(OutputWriter { machine, age: now.since(job.submitted_at), room, now })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use gpubnb_events::{Clock as _, SystemClock, output::Progress};
+    use gpubnb_events::{SystemClock, output::Progress};
 
     const LEASE: Lease = Lease(Seq(7));
 
@@ -341,9 +384,13 @@ mod tests {
         Output::Log(LogLines { lease, first_line, lines: texts.iter().map(line).collect() })
     }
 
+    fn only_attempt(budget: u64) -> Budget {
+        Budget { attempt: budget, room_left: u64::MAX, room: u64::MAX }
+    }
+
     /// The texts that a plan appends, and the position after them.
     fn appended(position: &Position, output: &Output, budget: u64) -> Option<(u64, Vec<String>, Position)> {
-        match plan(position, output, budget).unwrap() {
+        match plan(position, output, only_attempt(budget)).unwrap() {
             Plan::Already => None,
             Plan::Append { payload, next } => {
                 let lines: LogLines = serde_json::from_slice(&payload).unwrap();
@@ -381,16 +428,38 @@ mod tests {
     }
 
     #[test]
+    fn a_log_ends_where_its_accounts_room_ends_and_says_so() {
+        let budget = Budget { attempt: 1 << 30, room_left: 2 * (1 + STORED_LINE_COST), room: 3 << 20 };
+        let Plan::Append { payload, next } =
+            plan(&Position::default(), &chunk(LEASE, 0, &["a", "b", "c"]), budget).unwrap()
+        else {
+            panic!()
+        };
+        let lines: LogLines = serde_json::from_slice(&payload).unwrap();
+        assert_eq!((lines.lines.len(), next.bytes), (3, CUT));
+        assert!(lines.lines[2].text.contains("your share of the market's room, 3 MiB"), "{lines:?}");
+        let progress = Progress { lease: LEASE, fraction: 0.5, message: String::new(), occurred_at: SystemClock.now() };
+        let full = Budget { room_left: 10, ..budget };
+        assert_eq!(plan(&Position::default(), &Output::Progress(progress), full).unwrap(), Plan::Already);
+    }
+
+    #[test]
     fn progress_is_appended_once_and_within_its_budget() {
         let now = SystemClock.now();
         let progress = |fraction: f32, occurred_at: Timestamp| {
             Output::Progress(Progress { lease: LEASE, fraction, message: "half".to_owned(), occurred_at })
         };
         let output = progress(0.5, now);
-        let Plan::Append { next, .. } = plan(&Position::default(), &output, 1_000).unwrap() else { panic!() };
-        assert_eq!(plan(&Position { seq: 1, ..next }, &output, 1_000).unwrap(), Plan::Already);
+        let Plan::Append { next, .. } = plan(&Position::default(), &output, only_attempt(1_000)).unwrap() else {
+            panic!()
+        };
+        assert_eq!(plan(&Position { seq: 1, ..next }, &output, only_attempt(1_000)).unwrap(), Plan::Already);
         let late = progress(0.4, Timestamp::from_millis(now.millis() - 1));
-        assert_eq!(plan(&Position { seq: 1, ..next }, &late, 1_000).unwrap(), Plan::Already, "a late message");
-        assert_eq!(plan(&Position::default(), &output, 10).unwrap(), Plan::Already);
+        assert_eq!(
+            plan(&Position { seq: 1, ..next }, &late, only_attempt(1_000)).unwrap(),
+            Plan::Already,
+            "a late message"
+        );
+        assert_eq!(plan(&Position::default(), &output, only_attempt(10)).unwrap(), Plan::Already);
     }
 }

@@ -13,6 +13,7 @@ mod enrollment;
 mod execute;
 mod gauges;
 mod job_output;
+mod output_room;
 mod phase_spans;
 mod process;
 mod redispatch;

@@ -6,7 +6,10 @@ use anyhow::Context as _;
 use async_nats::jetstream::Context;
 use gpubnb_domain::{Settings, World};
 use gpubnb_events::{CommandId, SystemClock, spec::Mebibytes, subject::SERVICES_INBOX};
-use gpubnb_log::{Log, stream::provision};
+use gpubnb_log::{
+    Log,
+    stream::{OUTPUTUSE, provision},
+};
 use gpubnb_runtime::{monitor, nats::jetstream, permit::PermitKey, rpc::Server};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
@@ -20,6 +23,7 @@ use crate::{
     execute::Executor,
     gauges,
     job_output::JobOutput,
+    output_room::OutputRooms,
     process::{Leadership, SilenceLimits, manage, watch},
     redispatch,
     replica::Replica,
@@ -46,9 +50,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let secrets = JobSecrets::open(&js, sealing).await.context("the bucket of secrets")?;
     spawn_processes(&config, &executor, &replica_id, snapshots, secrets.clone(), &tasks, &shutdown);
 
-    let writing = config.nats.connect("output", SERVICES_INBOX).await?;
-    let output = JobOutput::open(jetstream(writing), u64::from(config.job_log_mib) << 20).await;
-    let output = Arc::new(output.context("the stream OUTPUT is missing: start once with --provision")?);
+    let output = Arc::new(open_output(&config).await?);
+    tasks.spawn(Arc::clone(&output).count(Arc::clone(&executor.clock), shutdown.clone()));
     let endpoints = Box::pin(endpoint_context(&config, executor, secrets, output)).await?;
     tasks.spawn(endpoints.revoker.clone().run(shutdown.clone()));
     let server =
@@ -148,6 +151,16 @@ fn spawn_processes(
     let limits = SilenceLimits { suspect_after: config.suspect_after, lost_after: config.lost_after };
     let (executor, replica_id, streams) = (executor.clone(), replica_id.to_owned(), config.streams());
     tasks.spawn(watch(executor, js, leadership, replica_id, limits, streams, shutdown.clone()));
+}
+
+/// Opens the stream of output over a connection of its own.
+async fn open_output(config: &Config) -> anyhow::Result<JobOutput> {
+    let js = jetstream(config.nats.connect("output", SERVICES_INBOX).await?);
+    let bucket = js.get_key_value(OUTPUTUSE).await.context("OUTPUTUSE is missing: start once with --provision")?;
+    let kept = config.streams().output;
+    let rooms = OutputRooms::new(bucket, u64::from(kept.mib) << 20, kept.age);
+    let output = JobOutput::open(js, u64::from(config.job_log_mib) << 20, rooms).await;
+    output.context("the stream OUTPUT is missing: start once with --provision")
 }
 
 /// The state that the endpoints share.

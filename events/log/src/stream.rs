@@ -43,6 +43,9 @@ pub const ENROLLMENTS: &str = "ENROLLMENTS";
 /// Bucket of the encrypted values of jobs' environments. The values are deleted when the job ends.
 pub const JOBENV: &str = "JOBENV";
 
+/// Bucket of the bytes of output that each account's jobs have written.
+pub const OUTPUTUSE: &str = "OUTPUTUSE";
+
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// Most consumers of a stream. Each machine of the market has one in DISPATCH.
@@ -51,7 +54,7 @@ const MAX_CONSUMERS: i32 = 10_000;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 const MIB: i64 = 1 << 20;
 /// Key-value buckets, and the time that an entry is kept after its last change; zero: for ever.
-const BUCKETS: [(&str, Duration); 6] = [
+const BUCKETS: [(&str, Duration); 7] = [
     (LEADERS, Duration::from_secs(10)),
     (CREDENTIALS, Duration::ZERO),
     (CHECKPOINTS, Duration::ZERO),
@@ -59,6 +62,7 @@ const BUCKETS: [(&str, Duration); 6] = [
     (ENROLLMENTS, Duration::ZERO),
     // A job waits for at most a week and runs for at most a week.
     (JOBENV, Duration::from_secs(15 * 24 * 3_600)),
+    (OUTPUTUSE, Duration::ZERO),
 ];
 /// The time that a browser stays signed in.
 pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);

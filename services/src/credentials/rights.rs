@@ -2,8 +2,8 @@
 
 use gpubnb_events::subject;
 use gpubnb_log::stream::{
-    ARTIFACTS, CHECKPOINTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, SESSIONS,
-    SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
+    ARTIFACTS, CHECKPOINTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, OUTPUTUSE,
+    SESSIONS, SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
 };
 
 use super::jwt::{ConnectionLimits, Permissions, SharedSubject};
@@ -220,7 +220,7 @@ fn append_rights() -> Vec<String> {
 }
 
 fn output_rights() -> Vec<String> {
-    [vec![subject::OUTPUT_ALL.to_owned()], message_rights(OUTPUT)].concat()
+    [vec![subject::OUTPUT_ALL.to_owned()], message_rights(OUTPUT), bucket_rights(OUTPUTUSE)].concat()
 }
 
 fn web_server_rights() -> Vec<String> {

@@ -137,7 +137,7 @@ async fn add_output(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let (machine, add): (_, AddOutput) = (machine_of(&r)?, r.parse()?);
     e.executor.wait_for_lease(add.output.lease().0).await?;
     let now = e.executor.clock.now();
-    let writer = || e.executor.replica.read(|w| writer_of(w.job(add.job), machine, &add.output, now));
+    let writer = || e.executor.replica.read(|w| writer_of(w, add.job, machine, &add.output, now));
     let writer = match writer() {
         // Another replica may have appended the start of the job. A refusal is final: the worker drops the output.
         Err(RpcError::Refused(_)) => {

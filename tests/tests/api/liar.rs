@@ -16,6 +16,7 @@ use gpubnb_events::{
 };
 use gpubnb_runtime::rpc::RpcError;
 use gpubnb_tests::{
+    api_client::ApiClient,
     jobs::{noop_job, pin_to_machine},
     market::Market,
     shared::{Plan, SharedMarket},
@@ -39,6 +40,8 @@ const MARKUP: &str = "<img src=x onerror=y>";
 /// A lying machine that has started a job.
 struct Liar {
     market: Market,
+    /// The account that submitted the job.
+    consumer: ApiClient,
     /// The machine's id and keys. The test has them in place of a worker; nobody stole them.
     stolen: StolenKeys,
     client: async_nats::Client,
@@ -85,10 +88,16 @@ impl Liar {
     /// Like [`Self::start`], with a job that reads an input file of this text.
     async fn start_with(state: &str, input: Option<&'static str>) -> Self {
         let market = MARKET.open().await.unwrap();
+        let consumer = market.consumer.clone();
+        Self::start_for(market, consumer, state, input).await
+    }
+
+    /// Like [`Self::start_with`], at this market, with a job of this consumer.
+    async fn start_for(market: Market, consumer: ApiClient, state: &str, input: Option<&'static str>) -> Self {
         let mut job = noop_job();
         if let Some(text) = input {
             let id = CommandId::generate();
-            let put = market.consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{id}")).body(text);
+            let put = consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{id}")).body(text);
             assert_eq!(put.send().await.unwrap().status(), StatusCode::CREATED);
             job["inputs"] = json!([{ "input": id, "path": "a.txt" }]);
         }
@@ -96,15 +105,15 @@ impl Liar {
         let client = stolen.renew_and_connect(&market).await.unwrap();
         stolen.send_command::<Listed>(&client, "list", &ListMachine { offer: markup_offer() }).await.unwrap();
         let body = pin_to_machine(job, &stolen.machine.to_string());
-        let job = market.consumer.submit(&body).await.unwrap();
+        let job = consumer.submit(&body).await.unwrap();
         let assigned = |job: &Value| job["state"] == "Assigned";
-        let assigned = market.consumer.wait_for(&job, Duration::from_secs(20), assigned).await.unwrap();
+        let assigned = consumer.wait_for(&job, Duration::from_secs(20), assigned).await.unwrap();
         let lease = Lease(Seq(assigned["attempts"][0]["lease"].as_u64().unwrap()));
         let job: JobId = job.parse().unwrap();
         let grant: Grant = stolen.send_command(&client, "accept", &Accept { job, lease }).await.unwrap();
         let start = Start { job, lease, image_digest: "sha256:x".to_owned() };
         stolen.send_command::<Done>(&client, "start", &start).await.unwrap();
-        Self { market, stolen, client, job, lease, grant }
+        Self { market, consumer, stolen, client, job, lease, grant }
     }
 
     /// Uploads a file of the job.
@@ -147,7 +156,7 @@ impl Liar {
     /// Sends the report and waits for the settlement.
     async fn end_job(&self, files: &[&str]) {
         self.stolen.send_command::<Done>(&self.client, "report", &self.report(files)).await.unwrap();
-        self.market.consumer.wait_until_settled(&self.job.to_string()).await.unwrap();
+        self.consumer.wait_until_settled(&self.job.to_string()).await.unwrap();
     }
 }
 
@@ -205,9 +214,16 @@ impl Liar {
 
     /// The texts of the job's log.
     async fn log(&self) -> Vec<String> {
-        let log = self.market.consumer.get(&format!("/jobs/{}/logs", self.job)).await.unwrap();
-        let lines = log["rows"].as_array().unwrap();
-        lines.iter().map(|line| line["text"].as_str().unwrap().to_owned()).collect()
+        let (mut texts, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let page = self.consumer.get(&format!("/jobs/{}/logs{cursor}", self.job)).await.unwrap();
+            let lines = page["rows"].as_array().unwrap();
+            texts.extend(lines.iter().map(|line| line["text"].as_str().unwrap().to_owned()));
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("?cursor={next}"),
+                None => return texts,
+            }
+        }
     }
 }
 
@@ -241,6 +257,31 @@ async fn a_machine_that_floods_its_log_takes_no_room_from_others() {
     let log = liar.log().await;
     assert!((10..20).contains(&log.len()), "{} lines", log.len());
     assert!(log.last().unwrap().starts_with("the log is cut here: the market keeps 1 MiB"), "{:?}", log.last());
+}
+
+/// A market with 16 MiB for output, so that a room has 4 MiB.
+static SMALL: SharedMarket = SharedMarket::new(|| {
+    let services = ["--output-mib", "16"].map(str::to_owned).to_vec();
+    Plan::with_settings(MarketSettings { services, ..MarketSettings::default() })
+});
+
+#[tokio::test]
+async fn the_output_of_an_accounts_jobs_takes_its_share_and_no_room_of_others() {
+    let market = SMALL.open().await.unwrap();
+    let consumer = market.consumer.clone();
+    let liar = Liar::start_for(market, consumer, "fills-its-room", None).await;
+    let text = "x".repeat(60 << 10);
+    for line in 0..80 {
+        liar.add_lines(liar.job, liar.lease, line, &[&text]).await.unwrap();
+    }
+    let log = liar.log().await;
+    assert!((60..70).contains(&log.len()), "{} lines", log.len());
+    assert!(log.last().unwrap().contains("your share of the market's room, 4 MiB"), "{:?}", log.last());
+    let other = ApiClient::sign_up(&liar.market.url(), "has-room").await.unwrap();
+    other.deposit("5").await.unwrap();
+    let other = Liar::start_for(SMALL.open().await.unwrap(), other, "has-room-too", None).await;
+    other.add_lines(other.job, other.lease, 0, &["there is room"]).await.unwrap();
+    assert_eq!(other.log().await, ["there is room"]);
 }
 
 #[tokio::test]
