@@ -32,6 +32,12 @@ tests="$(RUSTC_WORKSPACE_WRAPPER="$clippy" cargo test --locked --quiet --workspa
   jq -r 'select(.reason == "compiler-artifact" and .profile.test and .executable != null)
     | [.target.name, (.manifest_path | rtrimstr("/Cargo.toml")), .executable] | @tsv')"
 [ -n "$tests" ] || { echo "test: no test was built" >&2; exit 1; }
+# The tests of machines run on networks of their own, where that is possible: nothing of a hostile job or image may reach
+# the network of this machine, and the run fails if anything tries.
+if deploy/attack.sh true >/dev/null 2>&1; then
+  tests="$(awk -F '\t' -v OFS='\t' -v wall="$PWD/deploy/attack.sh" \
+    '$1 == "machines" { $3 = wall " " $3 } { print }' <<<"$tests")"
+fi
 # The binaries that start whole markets, the longest first; the others need no more than a second or two each.
 markets="operators browser machines api"
 logs="$PWD/target/test-logs"

@@ -19,15 +19,15 @@ pub(crate) struct MarketSlot {
     _locked_file: File,
 }
 
-/// The number of slots: one for each core, and at least two.
+/// The number of slots: one for each core, and one more, because a market waits more than it computes.
 fn number_of_slots() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).max(2)
+    std::thread::available_parallelism().map_or(2, usize::from) + 1
 }
 
-/// Waits until a slot is free, and takes it. Each slot is a file in `target/places`. The file of a taken slot is
+/// Waits until a slot is free, and takes it. Each slot is a file in `target/market-slots`. The file of a taken slot is
 /// locked.
 pub(crate) async fn acquire() -> anyhow::Result<MarketSlot> {
-    let directory = root().join("target/places");
+    let directory = root().join("target/market-slots");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let deadline = Instant::now() + TIMEOUT;
     loop {

@@ -254,7 +254,11 @@ impl fmt::Display for Chosen {
             WinReason::Cheapest => write!(f, "{name} is the cheapest that fits, at {price}"),
             WinReason::Fastest { mflops: Some(mflops), gpu } => {
                 let part = if *gpu { "GPU" } else { "core" };
-                write!(f, "{name} is the fastest that fits, with {} GFLOP/s a {part}, at {price}", mflops / 1_000)
+                write!(
+                    f,
+                    "{name} is the fastest that fits by its own self-test, with {} GFLOP/s a {part}, at {price}",
+                    mflops / 1_000
+                )
             }
             WinReason::Fastest { mflops: None, .. } => {
                 write!(f, "no machine that fits has measured its speed; {name} is the cheapest of them, at {price}")
