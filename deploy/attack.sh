@@ -36,14 +36,22 @@ ip -n "$market" route add default via fd00::1
 
 # Only the network namespace is entered: disks that the command mounts must be seen by the Docker engine.
 inside() { nsenter --net="/run/netns/$market" "$@"; }
-# The segments of TCP that arrived at the victims. An attempt to connect is one, also if nobody listens.
-arrived() { nsenter --net="/run/netns/$victims" awk '/^Tcp: [0-9]/ { print $11 }' /proc/net/snmp; }
-for victim in 10.0.0.1 192.168.1.1 172.17.0.1 169.254.169.254; do
+# The segments of TCP and the datagrams of UDP and ICMP that arrived at the victims. An attempt to connect is a segment,
+# also if nobody listens.
+arrived() {
+  nsenter --net="/run/netns/$victims" awk '
+    /^Tcp: [0-9]/ { sum += $11 }
+    /^Udp: [0-9]/ { sum += $2 + $3 }
+    /^Icmp: [0-9]/ { sum += $2 }
+    /^Udp6(InDatagrams|NoPorts)/ { sum += $2 }
+    END { print sum }' /proc/net/snmp /proc/net/snmp6
+}
+for victim in 10.0.0.1 192.168.1.1 172.17.0.1 169.254.169.254 100.64.0.1 fd00::1; do
   before="$(arrived)"
   inside timeout 2 bash -c "exec 3<>/dev/tcp/$victim/80" 2>/dev/null || true
   [ "$(arrived)" -gt "$before" ] || fail "an attempt to connect to $victim did not arrive, so these networks prove nothing"
 done
 before="$(arrived)"
 inside "$@"
-[ "$(arrived)" = "$before" ] || fail "$(($(arrived) - before)) segments reached the local network beside the market"
+[ "$(arrived)" = "$before" ] || fail "$(($(arrived) - before)) packets reached the local network beside the market"
 echo "attack: nothing reached the local network beside the market"

@@ -236,6 +236,15 @@ fill_nats() {
 #!/bin/bash
 exec 3<>"/dev/tcp/$2/$3"
 NC
+  # And what the supervisor asks: wget -q -T SECONDS -O FILE URL.
+  script "$1/usr/local/bin/wget" <<'WGET'
+#!/bin/bash
+address="${6#http://}"
+exec 3<>"/dev/tcp/${address%%:*}/$(sed 's/[^:]*:\([0-9]*\).*/\1/' <<<"$address")"
+printf 'GET /%s HTTP/1.0\r\n\r\n' "${address#*/}" >&3
+read -r line <&3
+[[ "$line" == *" 200 "* ]]
+WGET
 }
 
 # A base under this run's name: the image that is here, or else a stand-in.

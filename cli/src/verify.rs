@@ -18,7 +18,7 @@ use gpubnb_events::{
     spec::Artifact,
     text::{is_plain_path, make_plain},
 };
-use gpubnb_proof::{Proof, VOUCHED_FOR_BY_NOBODY};
+use gpubnb_proof::{EXIT_NO_TRUSTED_KEY, Proof};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -71,7 +71,7 @@ pub(crate) fn check_proof(file: &Path, mut keys: Vec<String>) -> anyhow::Result<
     outln!("{}", proof.description(&keys)?);
     if keys.is_empty() {
         errln!("Name the market's key with --key, or log in to the market: it publishes its keys.");
-        return Ok(VOUCHED_FOR_BY_NOBODY);
+        return Ok(EXIT_NO_TRUSTED_KEY);
     }
     Ok(0)
 }

@@ -12,7 +12,7 @@ use crate::{
 /// The reason why no machine works on a job message, or why a machine cannot fetch one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Trouble {
+pub enum DeadLetterReason {
     /// The machine has no consumer, and cannot fetch job messages.
     NoConsumer,
     /// The machine no longer holds the lease in the message: the job has ended, or was taken back.
@@ -23,7 +23,7 @@ pub enum Trouble {
     NotAccepted,
 }
 
-impl Trouble {
+impl DeadLetterReason {
     /// The likely cause, for people.
     pub const fn cause(self) -> &'static str {
         match self {
@@ -67,7 +67,7 @@ pub struct DeadLetter {
     /// The machine's name.
     pub machine_name: String,
     /// The reason.
-    pub trouble: Trouble,
+    pub trouble: DeadLetterReason,
     /// The message; `None` for a machine without a consumer.
     pub message: Option<DeadMessage>,
 }

@@ -67,7 +67,7 @@ impl From<ImageInspect> for LocalImage {
             id: found.id.unwrap_or_default(),
             workdir: config.working_dir.filter(|dir| !dir.is_empty() && dir != "/"),
             // A volume at a directory that every job has needs no directory of its own.
-            volumes: distinct(config.volumes.unwrap_or_default()).filter(|path| !is_given(path)).collect(),
+            volumes: distinct(config.volumes.unwrap_or_default()).filter(|path| !is_mounted_by_worker(path)).collect(),
             labels: config.labels.unwrap_or_default().into_keys().collect(),
         }
     }
@@ -82,7 +82,7 @@ fn distinct(volumes: Vec<String>) -> impl Iterator<Item = String> {
 
 /// True for a directory that the worker mounts into every job. `/input` is not one of them: a job without input files
 /// has none.
-fn is_given(path: &str) -> bool {
+fn is_mounted_by_worker(path: &str) -> bool {
     ["/output", "/scratch", "/tmp"].contains(&path.trim_end_matches('/'))
 }
 

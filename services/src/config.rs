@@ -72,6 +72,10 @@ pub struct BootstrapArgs {
     /// Directory in which the broker keeps its streams.
     #[arg(long, default_value = "/data", value_name = "DIR")]
     pub store: PathBuf,
+    /// Address of the broker's own monitoring, for a supervisor on the same machine (deploy/broker.sh), such as
+    /// `127.0.0.1:8222`. Without it, the broker has none.
+    #[arg(long, value_name = "ADDRESS")]
+    pub monitor: Option<String>,
     /// The broker's certificate (PEM): its path on the broker's machine.
     #[arg(long, value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,

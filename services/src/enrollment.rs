@@ -130,7 +130,7 @@ impl Enrollments {
         let random = data_encoding::BASE32_NOPAD.encode(&rand::rng().random::<[u8; 15]>());
         let code = random.as_bytes().chunks(6).map(String::from_utf8_lossy).collect::<Vec<_>>().join("-");
         let expires = now.plus(CODE_LIFETIME);
-        self.count_code(owner, expires, now).await?;
+        self.count_guess(owner, expires, now).await?;
         let entry = CodeEntry { owner, expires, redeemed: None };
         self.bucket.create(code_key(&code), encode(&entry)?).await.map_err(unavailable)?;
         Ok(EnrollmentCode { code, expires })
@@ -138,7 +138,7 @@ impl Enrollments {
 
     /// Counts a new code of the owner. Refuses the code if the owner got too many codes in the last hour. If the owner
     /// asks for several codes at once, each is counted.
-    async fn count_code(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), RpcError> {
+    async fn count_guess(&self, owner: AccountId, expires: Timestamp, now: Timestamp) -> Result<(), RpcError> {
         for _ in 0..MAX_COUNT_TRIES {
             if self.try_to_count_code(owner, expires, now).await? {
                 return Ok(());

@@ -21,7 +21,7 @@ use async_nats::{
         stream::{LastRawMessageErrorKind, Stream},
     },
 };
-use gpubnb_domain::{DomainError, World};
+use gpubnb_domain::{DomainError, World, account::Account};
 use gpubnb_events::{
     Clock, JobId, Lease, MachineId, Millis, Seq, Timestamp,
     message::header,
@@ -50,6 +50,8 @@ const MAX_LINES_OF_LOG: u64 = 1 << 40;
 const CUT: u64 = u64::MAX;
 /// The bytes that a line of the log takes in the stream beside its text.
 const STORED_LINE_COST: u64 = 64;
+/// The bytes that a message takes in the stream beside its payload, for its subject and headers.
+const MESSAGE_COST: u64 = 256;
 /// The byte budget of progress, and of metrics: these bytes, and some more for each second since the job's submission.
 const BASE_BUDGET: u64 = 16 << 20;
 const BUDGET_PER_SECOND: u64 = 2 << 10;
@@ -138,6 +140,7 @@ impl JobOutput {
         check_size(&output)?;
         let subject = subject::output(writer.machine, job, output.kind());
         let added = tokio::time::timeout(ADD_TIMEOUT, self.add_to(&subject, &output, &writer)).await;
+        self.rooms.flush_many(&writer.room, writer.now).await;
         added.map_err(|e| unavailable(&e))?.map(Seq)
     }
 
@@ -162,10 +165,10 @@ impl JobOutput {
                     return Ok(position.seq);
                 }
                 Plan::Append { payload, next } => {
-                    let bytes = payload.len() as u64;
+                    let bytes = payload.len() as u64 + MESSAGE_COST;
                     if let Some(seq) = self.append(subject, output, payload, position.seq, next.bytes).await? {
                         self.remember(subject, Position { seq, ..next });
-                        self.rooms.count(&writer.room, bytes, writer.now).await;
+                        self.rooms.count(&writer.room, bytes);
                         return Ok(seq);
                     }
                 }
@@ -319,7 +322,7 @@ fn plan_newest(before: &Position, output: &Output, at: Timestamp, budget: Budget
     let payload = to_payload(output)?;
     let (last, added) = (hash_of(&payload), payload.len() as u64);
     let bytes = before.bytes.saturating_add(added);
-    if last == before.last || at < before.last_at || bytes > budget.attempt || added > budget.room_left {
+    if last == before.last || at < before.last_at || bytes > budget.attempt || added + MESSAGE_COST > budget.room_left {
         return Ok(Plan::Already);
     }
     Ok(Plan::Append { payload, next: Position { bytes, last, last_at: at, ..*before } })
@@ -332,7 +335,7 @@ fn within<'a>(lines: impl Iterator<Item = &'a LogLine>, before: u64, budget: Bud
         bytes = bytes.saturating_add(line.text.len() as u64 + STORED_LINE_COST);
         let text = if bytes > budget.attempt {
             Some(format!("the log is cut here: the market keeps {} MiB of a job's log", budget.attempt >> 20))
-        } else if bytes - before > budget.room_left {
+        } else if bytes - before + MESSAGE_COST > budget.room_left {
             Some(format!(
                 "the log is cut here: the output of your jobs takes your share of the market's room, {} MiB; \
                  accounts without money have one share together",
@@ -362,7 +365,8 @@ pub(crate) fn writer_of(
     let needs_start = output.kind() == OutputKind::Log;
     let job = world.job(job).filter(|job| job.takes_output(machine, output.lease(), needs_start));
     let job = job.ok_or_else(|| RpcError::refused(DomainError::StaleLease))?;
-    let has_money = job.hold.0 > 0 || world.account(job.account).is_some_and(|account| account.available.0 > 0);
+    let has_money = |account: &Account| (account.available + account.held).0 > 0;
+    let has_money = job.hold.0 > 0 || world.account(job.account).is_some_and(has_money);
     let room = RoomKey::of(job.account, has_money);
     Ok(OutputWriter { machine, age: now.since(job.submitted_at), room, now })
 }
@@ -429,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_log_ends_where_its_accounts_room_ends_and_says_so() {
-        let budget = Budget { attempt: 1 << 30, room_left: 2 * (1 + STORED_LINE_COST), room: 3 << 20 };
+        let budget = Budget { attempt: 1 << 30, room_left: 2 * (1 + STORED_LINE_COST) + MESSAGE_COST, room: 3 << 20 };
         let Plan::Append { payload, next } =
             plan(&Position::default(), &chunk(LEASE, 0, &["a", "b", "c"]), budget).unwrap()
         else {

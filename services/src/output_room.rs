@@ -42,24 +42,35 @@ impl RoomKey {
     }
 }
 
-/// The entry of a room in the bucket: the bytes that were written in each slice of time, oldest first.
+/// The entry of a room in the bucket: the bytes that were written in each slice of time, oldest first, with the time of
+/// the slice's first byte.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Written(Vec<(u64, u64)>);
+struct Written(Vec<(Timestamp, u64)>);
 
 impl Written {
-    /// The bytes of the slices that OUTPUT may still have in slice `now`.
-    fn bytes(&self, now: u64) -> u64 {
-        self.0.iter().filter(|(slice, _)| slice + SLICES > now).map(|(_, bytes)| bytes).sum()
+    /// The bytes of the slices that OUTPUT may still have. `kept` is the time for which OUTPUT keeps messages.
+    fn bytes(&self, now: Timestamp, kept: Millis) -> u64 {
+        self.0.iter().filter(|(began, _)| is_kept(*began, now, kept)).map(|(_, bytes)| bytes).sum()
     }
 
-    /// Adds bytes in slice `now`, and forgets the slices that OUTPUT has no more.
-    fn add(&mut self, now: u64, bytes: u64) {
-        self.0.retain(|(slice, _)| slice + SLICES > now);
+    /// Adds bytes to the present slice, and forgets the slices that OUTPUT has no more.
+    fn add(&mut self, now: Timestamp, kept: Millis, bytes: u64) {
+        self.0.retain(|(began, _)| is_kept(*began, now, kept));
         match self.0.last_mut() {
-            Some((slice, sum)) if *slice >= now => *sum = sum.saturating_add(bytes),
+            Some((began, sum)) if now < began.plus(slice_of(kept)) => *sum = sum.saturating_add(bytes),
             _ => self.0.push((now, bytes)),
         }
     }
+}
+
+/// The length of a slice.
+fn slice_of(kept: Millis) -> Millis {
+    Millis((kept.0 / SLICES).max(1))
+}
+
+/// True if OUTPUT may still have bytes of a slice that began at this time.
+fn is_kept(began: Timestamp, now: Timestamp, kept: Millis) -> bool {
+    now < began.plus(slice_of(kept)).plus(kept)
 }
 
 /// What this replica knows of a room.
@@ -78,17 +89,16 @@ pub(crate) struct OutputRooms {
     bucket: kv::Store,
     /// Most bytes of a room.
     max_bytes: u64,
-    /// The length of a slice of time.
-    slice: Millis,
+    /// The time for which OUTPUT keeps messages.
+    kept: Millis,
     rooms: Mutex<HashMap<RoomKey, Room>>,
 }
 
 impl OutputRooms {
     /// `stream_bytes` is the size of OUTPUT, and `kept` the time for which the stream keeps messages.
     pub(crate) fn new(bucket: kv::Store, stream_bytes: u64, kept: Duration) -> Self {
-        let kept = u64::try_from(kept.as_millis()).unwrap_or(u64::MAX);
-        let (max_bytes, slice) = (stream_bytes / SHARE, Millis((kept / SLICES).max(1)));
-        Self { bucket, max_bytes, slice, rooms: Mutex::default() }
+        let kept = Millis(u64::try_from(kept.as_millis()).unwrap_or(u64::MAX));
+        Self { bucket, max_bytes: stream_bytes / SHARE, kept, rooms: Mutex::default() }
     }
 
     /// Most bytes of a room.
@@ -103,20 +113,20 @@ impl OutputRooms {
             let written = self.entry(key).await?.map(|(written, _)| written).unwrap_or_default();
             self.set_known(key, written, now);
         }
-        let slice = self.slice_of(now);
-        let used = self.rooms().get(key).map_or(0, |room| room.written.bytes(slice).saturating_add(room.pending));
-        Ok(self.max_bytes.saturating_sub(used))
+        let used = |room: &Room| room.written.bytes(now, self.kept).saturating_add(room.pending);
+        Ok(self.max_bytes.saturating_sub(self.rooms().get(key).map_or(0, used)))
     }
 
-    /// Counts bytes that were written.
-    pub(crate) async fn count(&self, key: &RoomKey, bytes: u64, now: Timestamp) {
-        let pending = {
-            let mut rooms = self.rooms();
-            let room = rooms.entry(key.clone()).or_default();
-            room.pending = room.pending.saturating_add(bytes);
-            room.pending
-        };
-        if pending >= FLUSH_BYTES {
+    /// Counts bytes that were written. Call [`Self::flush_many`] afterwards.
+    pub(crate) fn count(&self, key: &RoomKey, bytes: u64) {
+        let mut rooms = self.rooms();
+        let room = rooms.entry(key.clone()).or_default();
+        room.pending = room.pending.saturating_add(bytes);
+    }
+
+    /// Adds the counted bytes to the bucket if they are many.
+    pub(crate) async fn flush_many(&self, key: &RoomKey, now: Timestamp) {
+        if self.rooms().get(key).is_some_and(|room| room.pending >= FLUSH_BYTES) {
             self.flush(key, now).await;
         }
     }
@@ -151,7 +161,7 @@ impl OutputRooms {
     async fn add(&self, key: &RoomKey, bytes: u64, now: Timestamp) -> Result<Written, RpcError> {
         for _ in 0..MAX_TRIES {
             let (mut written, revision) = self.entry(key).await?.unwrap_or_default();
-            written.add(self.slice_of(now), bytes);
+            written.add(now, self.kept, bytes);
             let entry = serde_json::to_vec(&written).map_err(|e| unavailable(&e))?;
             match self.bucket.update(&key.0, entry.into(), revision).await {
                 Ok(_) => return Ok(written),
@@ -178,10 +188,6 @@ impl OutputRooms {
         (room.written, room.known_at) = (written, Some(now));
     }
 
-    fn slice_of(&self, time: Timestamp) -> u64 {
-        u64::try_from(time.millis()).unwrap_or(0) / self.slice.0
-    }
-
     fn rooms(&self) -> MutexGuard<'_, HashMap<RoomKey, Room>> {
         // A poisoned lock is used anyway: a panic of another thread cannot leave the map half written.
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
@@ -198,17 +204,21 @@ mod tests {
 
     #[test]
     fn bytes_are_forgotten_when_the_stream_has_them_no_more() {
+        let (kept, at) = (Millis(800), |millis| Timestamp::EPOCH.plus(Millis(millis)));
         let mut written = Written::default();
-        written.add(100, 5);
-        written.add(100, 5);
-        written.add(103, 7);
-        assert_eq!((written.bytes(103), written.0.len()), (17, 2));
-        assert_eq!((written.bytes(107), written.bytes(108), written.bytes(111)), (17, 7, 0));
-        written.add(108, 1);
-        assert_eq!(written.0, [(103, 7), (108, 1)]);
+        written.add(at(10_000), kept, 5);
+        written.add(at(10_099), kept, 5);
+        written.add(at(10_300), kept, 7);
+        assert_eq!((written.bytes(at(10_300), kept), written.0.len()), (17, 2));
+        assert_eq!([10_899, 10_900, 11_200].map(|millis| written.bytes(at(millis), kept)), [17, 7, 0]);
+        written.add(at(11_000), kept, 1);
+        assert_eq!(written.0, [(at(10_300), 7), (at(11_000), 1)]);
         // Another replica's clock may be behind.
-        written.add(107, 1);
-        assert_eq!(written.0, [(103, 7), (108, 2)]);
+        written.add(at(10_950), kept, 1);
+        assert_eq!(written.0, [(at(10_300), 7), (at(11_000), 2)]);
+        // The operator lets the stream keep messages for longer, or for a shorter time.
+        assert_eq!(written.bytes(at(13_000), Millis(8_000)), 9);
+        assert_eq!(written.bytes(at(11_050), Millis(80)), 2);
     }
 
     #[test]

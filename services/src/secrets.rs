@@ -44,16 +44,16 @@ impl JobSecrets {
         Ok(Self { bucket: js.get_key_value(JOBENV).await?, sealing: Arc::new(sealing) })
     }
 
-    /// Stores the values of a submission. A repeated submission changes nothing.
-    pub(crate) async fn store(&self, account: AccountId, submit: &SubmitJob) -> Result<(), RpcError> {
+    /// Stores the values of a submission. Returns true if they are new: a repeated submission changes nothing.
+    pub(crate) async fn store(&self, account: AccountId, submit: &SubmitJob) -> Result<bool, RpcError> {
         if submit.env.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let secrets: Secrets = submit.env.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect();
         let sealed = self.sealing.seal(&secrets).map_err(sealing_failed)?;
         match self.bucket.create(key(account, submit.job), sealed.into()).await {
-            Ok(_) => Ok(()),
-            Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => Ok(()),
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(unavailable(e)),
         }
     }

@@ -17,7 +17,7 @@ use crate::{
     market::{Market, remove_containers, unmount},
     market_slots::{self, MarketSlot},
     process::Process,
-    programs::{binary, free_port, nats_server},
+    programs::{binary, free_port, nats_server, root},
 };
 
 /// The directory with the rows of the first projector.
@@ -99,6 +99,8 @@ pub struct System {
     pub workers: Vec<Process>,
     /// The settings with which the processes are started.
     pub settings: MarketSettings,
+    /// The address of the broker's own monitoring, for its supervisor; `None` without a supervisor.
+    broker_monitor: Option<String>,
     /// This directory is removed after the processes have stopped: see `Drop`.
     _directory: tempfile::TempDir,
     _slot: Option<MarketSlot>,
@@ -131,6 +133,9 @@ impl System {
         let directory = tempfile::Builder::new().prefix("gpubnb-").tempdir()?;
         let ui_port = settings.port.map_or_else(free_port, Ok)?;
         let nats_ports = (0..settings.brokers).map(|_| free_port()).collect::<Result<Vec<_>, _>>()?;
+        // A broker with a disk of its own may have to be started again.
+        let has_supervisor = settings.broker_disk_mib.is_some();
+        let broker_monitor = has_supervisor.then(free_port).transpose()?.map(|port| format!("127.0.0.1:{port}"));
         let mut system = Self {
             market: Market::new(directory.path(), nats_ports, ui_port),
             nats: None,
@@ -140,6 +145,7 @@ impl System {
             ui: None,
             workers: Vec::new(),
             settings,
+            broker_monitor,
             _directory: directory,
             _slot: slot,
         };
@@ -172,6 +178,7 @@ impl System {
             .args(["--listen", &format!("127.0.0.1:{}", self.nats_ports()[0]), "--store"])
             .arg(self.path().join("nats"))
             .args(self.cluster_arguments()?)
+            .args(self.broker_monitor.iter().flat_map(|address| ["--monitor", address]))
             .output()?;
         anyhow::ensure!(made.status.success(), "bootstrap: {}", String::from_utf8_lossy(&made.stderr));
         if self.settings.brokers > 1 {
@@ -249,7 +256,15 @@ impl System {
 
     /// Starts the broker. Streams of an earlier run are kept.
     pub async fn start_nats(&mut self) -> anyhow::Result<()> {
-        let mut command = Command::new(nats_server()?);
+        let mut command = match &self.broker_monitor {
+            None => Command::new(nats_server()?),
+            Some(address) => {
+                let mut command = Command::new(root().join("deploy/broker.sh"));
+                // The broker ends with its supervisor, also when the test kills the supervisor.
+                command.args([address, "setpriv", "--pdeathsig", "KILL"]).arg(nats_server()?);
+                command
+            }
+        };
         command.arg("-c").arg(self.keys().join("nats.conf"));
         let mut nats = Process::start("nats", &mut command, self.path())?;
         let address = ("127.0.0.1", self.nats_ports()[0]);
@@ -337,8 +352,7 @@ impl System {
         self.brokers.clear();
     }
 
-    /// Fails if any process has ended, except the brokers of a cluster. The error holds the last lines that the
-    /// process printed.
+    /// Fails if any process has ended. The error holds the last lines that the process printed.
     pub fn check_running(&mut self) -> anyhow::Result<()> {
         let single = self.nats.iter_mut().chain(&mut self.projector).chain(&mut self.ui);
         let brokers = self.brokers.iter_mut().flatten();

@@ -33,7 +33,7 @@ const KNOWN_FOR: Millis = Millis(180 * 24 * 3_600_000);
 
 /// The source of a guess of this person's password.
 fn source_of(app: &App, client: &Client, login: &str) -> Source {
-    let purpose = client.known.as_deref().and_then(|permit| app.transfer.verify(permit, app.now()).ok());
+    let purpose = client.known.as_deref().and_then(|permit| app.permit_key.verify(permit, app.now()).ok());
     match purpose {
         Some(Purpose::KnownBrowser { login: known, browser }) if known == login => Source::KnownBrowser(browser),
         _ => Source::Network(network_of(client.address)),
@@ -44,7 +44,7 @@ fn source_of(app: &App, client: &Client, login: &str) -> Source {
 pub(crate) fn known_browser_cookie(app: &App, email: &str) -> Option<String> {
     let browser = CommandId::generate().to_string();
     let purpose = Purpose::KnownBrowser { login: login_of(email), browser };
-    let permit = app.transfer.sign(&Permit { purpose, expires: app.now().plus(KNOWN_FOR) })?;
+    let permit = app.permit_key.sign(&Permit { purpose, expires: app.now().plus(KNOWN_FOR) })?;
     let seconds = KNOWN_FOR.0 / 1_000;
     Some(format!("{KNOWN_COOKIE}={permit}; Path=/; Secure; HttpOnly; SameSite=Strict; Max-Age={seconds}"))
 }
@@ -61,22 +61,22 @@ pub(crate) async fn check_password(
     let source = source_of(app, client, &login);
     // A known browser has its own allowances, because strangers may share its network.
     let is_known = matches!(source, Source::KnownBrowser(_));
-    app.rate_limits.check_attempt(&source)?;
+    app.rate_limits.check_attempt(&login, &source)?;
     if !is_known {
-        app.rate_limits.count_code(client.address)?;
+        app.rate_limits.count_guess(client.address)?;
     }
-    let take_back_code = || {
+    let take_back_guess = || {
         if !is_known {
-            app.rate_limits.take_back_code(client.address);
+            app.rate_limits.take_back_guess(client.address);
         }
     };
     // An attempt that is refused here tests no password, so the guess of the network is taken back.
-    let guess = app.rate_limits.count_password(&login, &source).inspect_err(|_| take_back_code())?;
+    let guess = app.rate_limits.count_password(&login, &source).inspect_err(|_| take_back_guess())?;
     let signed_in = app.users.sign_in(email, password).await;
     let is_wrong = signed_in.as_ref().is_err_and(|problem| problem.status == 401);
     if !is_wrong {
         app.rate_limits.take_back_password(&guess);
-        take_back_code();
+        take_back_guess();
     }
     let account = signed_in?;
     // Signing up has two steps. The process may have stopped between them, so the second step is repeated here.

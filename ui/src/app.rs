@@ -50,7 +50,7 @@ pub(crate) struct App {
     /// Limits the number of concurrent searches through logs.
     pub(crate) searches: Arc<Semaphore>,
     /// The key that signs and verifies permits, most of them for the transfer of files.
-    pub(crate) transfer: PermitKey,
+    pub(crate) permit_key: PermitKey,
     pub(crate) clock: Arc<dyn Clock>,
 }
 

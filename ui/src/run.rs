@@ -78,7 +78,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
         changes,
         machines,
-        transfer: PermitKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
+        permit_key: PermitKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
         clock: Arc::new(SystemClock),
     };
     ready.set();

@@ -28,6 +28,11 @@ pub async fn next(stream: &Stream<()>, subject: &str, from: u64) -> Result<Optio
     }
 }
 
+/// Like [`next`], for a stream that only its leader can read, such as DISPATCH.
+pub async fn next_at_leader(stream: &Stream<()>, subject: &str, from: u64) -> Result<Option<StreamMessage>, ReadError> {
+    leader(stream.get_first_raw_message_by_subject(subject, from).await)
+}
+
 /// The last message with this subject; `None` if the stream has none. Asks only the leader: another broker may answer
 /// with an older message.
 pub async fn last(stream: &Stream<()>, subject: &str) -> Result<Option<StreamMessage>, ReadError> {

@@ -287,7 +287,7 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
     if options.replicas > 1 {
         let buckets = BUCKETS.iter().map(|(name, _)| bucket_stream(name));
         for stream in buckets.chain(STORES.iter().map(|(name, _)| store_stream(name))) {
-            let_only_the_leader_answer(js, &stream).await?;
+            disable_direct_get(js, &stream).await?;
         }
     }
     Ok(())
@@ -364,7 +364,7 @@ async fn update_retention(
 
 /// Sends the reads of a bucket or object store to the leader of its stream. Otherwise any broker answers, also one that
 /// does not have the newest message yet, and somebody who just signed in is a stranger at the next page.
-async fn let_only_the_leader_answer(js: &jetstream::Context, stream: &str) -> Result<(), ProvisionError> {
+async fn disable_direct_get(js: &jetstream::Context, stream: &str) -> Result<(), ProvisionError> {
     let found = js.get_stream(stream).await.map_err(broker(stream))?.cached_info().config.clone();
     if found.allow_direct {
         js.update_stream(Config { allow_direct: false, ..found }).await.map_err(broker(stream))?;

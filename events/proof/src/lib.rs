@@ -29,7 +29,7 @@ pub struct SignedTreeHead {
 
 /// Exit code of a program that found a proof or an archive consistent, but does not know that a trusted key signed it,
 /// for example because the user named no key.
-pub const VOUCHED_FOR_BY_NOBODY: u8 = 3;
+pub const EXIT_NO_TRUSTED_KEY: u8 = 3;
 
 impl SignedTreeHead {
     fn signed_text(size: u64, root: &str) -> Vec<u8> {

@@ -25,7 +25,7 @@ use gpubnb_projector::{
     ops::invariants::Invariants,
     tree_head::{self, LATEST},
 };
-use gpubnb_proof::{SignedTreeHead, VOUCHED_FOR_BY_NOBODY, merkle::GrowingTree};
+use gpubnb_proof::{EXIT_NO_TRUSTED_KEY, SignedTreeHead, merkle::GrowingTree};
 use gpubnb_query::view::ops::{Progress, Violation};
 use tokio_util::sync::CancellationToken;
 
@@ -152,7 +152,7 @@ pub(crate) fn verify(directory: &Path, args: &VerifyArgs, stop: &CancellationTok
         print_result(verdict(&report, !args.keys.is_empty()))?;
     }
     anyhow::ensure!(report.clean, "the archive is not what the log was");
-    Ok(if report.is_vouched { ExitCode::SUCCESS } else { VOUCHED_FOR_BY_NOBODY.into() })
+    Ok(if report.is_vouched { ExitCode::SUCCESS } else { EXIT_NO_TRUSTED_KEY.into() })
 }
 
 /// The last line of a report.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use gpubnb_events::{Actor, Seq};
-use gpubnb_proof::{Proof, VOUCHED_FOR_BY_NOBODY};
+use gpubnb_proof::{EXIT_NO_TRUSTED_KEY, Proof};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::rpc::Caller;
 
@@ -39,5 +39,5 @@ pub(crate) fn check(args: &CheckProofArgs) -> anyhow::Result<ExitCode> {
     } else {
         print_result(description)?;
     }
-    Ok(if args.keys.is_empty() { VOUCHED_FOR_BY_NOBODY.into() } else { ExitCode::SUCCESS })
+    Ok(if args.keys.is_empty() { EXIT_NO_TRUSTED_KEY.into() } else { ExitCode::SUCCESS })
 }

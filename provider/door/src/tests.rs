@@ -12,7 +12,7 @@ use tokio::{
 use super::*;
 
 /// A door, and a host of the internet that answers each connection with a prefix and the bytes that it got.
-struct Street {
+struct DoorAndHost {
     directory: TempDir,
     open: OpenDoor,
     notes: mpsc::Receiver<String>,
@@ -43,7 +43,7 @@ async fn echo(prefix: &'static str) -> SocketAddr {
     address
 }
 
-impl Street {
+impl DoorAndHost {
     async fn open(hosts: &str, prefix: &'static str, max_bytes: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mirror = |host: &str, address| Mirror { host: host.to_owned(), address };
@@ -78,7 +78,7 @@ impl Street {
 
 #[tokio::test]
 async fn a_tunnel_reaches_an_allowed_host_and_its_bytes_are_counted() {
-    let street = Street::open("*.example", "+", 1 << 30).await;
+    let street = DoorAndHost::open("*.example", "+", 1 << 30).await;
     let got = street.http("CONNECT files.example:443 HTTP/1.1\r\nHost: x\r\n\r\nhello").await;
     assert!(got.starts_with("HTTP/1.1 200 OK\r\n") && got.ends_with("\r\n\r\n+hello"), "{got}");
     let mut request = b"\x05\x01\x00\x05\x01\x00\x03\x0dfiles.example\x01\xbb".to_vec();
@@ -92,7 +92,7 @@ async fn a_tunnel_reaches_an_allowed_host_and_its_bytes_are_counted() {
 
 #[tokio::test]
 async fn a_plain_request_is_sent_on_without_the_headers_of_the_connection() {
-    let street = Street::open("files.example", ANSWER, 1 << 30).await;
+    let street = DoorAndHost::open("files.example", ANSWER, 1 << 30).await;
     let got = street
         .http(
             "GET http://files.example/a?b HTTP/1.1\r\nHost: evil\r\nProxy-Authorization: x\r\n\
@@ -109,7 +109,7 @@ async fn a_plain_request_is_sent_on_without_the_headers_of_the_connection() {
 
 #[tokio::test]
 async fn what_the_rules_forbid_is_refused_by_every_way_and_named_once() {
-    let mut street = Street::open("files.example,127.0.0.1,169.254.169.254,*.internal", "+", 1 << 30).await;
+    let mut street = DoorAndHost::open("files.example,127.0.0.1,169.254.169.254,*.internal", "+", 1 << 30).await;
     for (target, why) in [
         ("other.example:443", "other.example: not allowed; add it"),
         ("files.example:22", "files.example:22: not allowed; a job on this machine may use the ports 80, 443"),
@@ -148,7 +148,7 @@ async fn what_the_rules_forbid_is_refused_by_every_way_and_named_once() {
 
 #[tokio::test]
 async fn what_is_no_proxy_request_is_answered_and_reaches_nothing() {
-    let street = Street::open("any", "+", 1 << 30).await;
+    let street = DoorAndHost::open("any", "+", 1 << 30).await;
     for sent in [
         "GET / HTTP/1.1\r\nHost: files.example\r\nConnection: close\r\n\r\n",
         "GET https://files.example/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
@@ -164,7 +164,7 @@ async fn what_is_no_proxy_request_is_answered_and_reaches_nothing() {
 
 #[tokio::test]
 async fn an_attempt_that_has_used_its_bytes_up_exchanges_no_more() {
-    let mut street = Street::open("any", "0123456789", 12).await;
+    let mut street = DoorAndHost::open("any", "0123456789", 12).await;
     let got = street.http("CONNECT files.example:443 HTTP/1.1\r\nHost: x\r\n\r\nhello").await;
     assert!(got.starts_with("HTTP/1.1 200"), "{got}");
     assert!(street.notes.recv().await.unwrap().contains("used up"));
@@ -174,12 +174,12 @@ async fn an_attempt_that_has_used_its_bytes_up_exchanges_no_more() {
 
 #[tokio::test]
 async fn a_closed_door_closes_its_connections_and_opens_again_at_the_same_place() {
-    let street = Street::open("any", "+", 1 << 30).await;
+    let street = DoorAndHost::open("any", "+", 1 << 30).await;
     let mut stream = UnixStream::connect(street.socket("http")).await.unwrap();
     stream.write_all(b"CONNECT files.example:443 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     let mut head = [0; 19];
     stream.read_exact(&mut head).await.unwrap();
-    let Street { directory, open, .. } = street;
+    let DoorAndHost { directory, open, .. } = street;
     drop(open);
     let mut rest = Vec::new();
     drop(stream.read_to_end(&mut rest).await);

@@ -24,7 +24,7 @@ const MAX_FILES: usize = 1_000;
 /// directory counts, too, and may have many entries, such as an installed Python environment.
 const MAX_MEASURED: usize = 200_000;
 /// Most directory entries that are read. A job with many million tiny files must not keep the machine busy.
-const MAX_ENTRIES: usize = 50_000;
+const MAX_LISTED: usize = 50_000;
 /// Most directories above a listed file. Deeper entries are left out.
 const MAX_DEPTH: usize = 16;
 /// Longest example of an entry that was left out, in characters.
@@ -112,7 +112,7 @@ impl Listing {
             for entry in listed {
                 let Ok(entry) = entry else { continue };
                 entries += 1;
-                if entries > MAX_ENTRIES {
+                if entries > MAX_LISTED {
                     return self.leave_out(LeftOutReason::TooManyFiles, &prefix);
                 }
                 let name = entry.file_name();

@@ -162,7 +162,7 @@ impl Images {
                 warn!(image = local, error = %e, "an image that is too large cannot be removed");
             }
             self.fetched.remove(local);
-            return Err(fetch_problem(&FetchError::TooLarge { largest: fetcher.largest }, local));
+            return Err(fetch_problem(&FetchError::UnpackedTooLarge { largest: fetcher.largest }, local));
         }
         self.fetched.add(local, bytes.max(size));
         self.fetched.evict(docker, local).await;

@@ -29,6 +29,8 @@ use crate::json_file;
 
 /// The file with the position in the log, in the attempt's directory.
 const POSITION_FILE: &str = "log.json";
+/// The file with a line of the worker itself that is being published, in the attempt's directory.
+const NOTE_FILE: &str = "note.json";
 /// Longest time between the first line of a chunk and its publication. A large chunk is published sooner.
 const FLUSH_DELAY: Duration = Duration::from_millis(50);
 /// A chunk with this many lines or metrics is large.
@@ -60,6 +62,7 @@ pub(super) async fn forward(context: &AttemptContext, signals: &RunSignals) -> O
     let mut reader = LogReader::at(LogPosition::saved(&context.directory()), context.tools.max_log);
     let mut chunk = Chunk::new(context, reader.position);
     let mut notes = context.notes.receiver.lock().await;
+    publish_saved_note(context, &reader.position).await;
     let (mut tries, mut failures) = (0, 0);
     wait_for_content(signals, &mut reader, &mut chunk, &mut notes).await;
     while tries < MAX_READS {
@@ -111,6 +114,27 @@ async fn wait_for_content(
             Some(note) = notes.recv() => reader.publish_note(chunk, note).await,
         }
     }
+}
+
+/// A line of the worker itself, which may not be published yet.
+#[derive(Serialize, Deserialize)]
+struct SavedNote {
+    /// Number of the line in the whole log.
+    number: u64,
+    line: LogLine,
+}
+
+/// Publishes the line that a former run of the worker saved. If the line is published already, the market drops the
+/// repetition.
+async fn publish_saved_note(context: &AttemptContext, position: &LogPosition) {
+    let note = context.directory().join(NOTE_FILE);
+    let saved: Option<SavedNote> = json_file::saved(&note);
+    // A line that the position does not count was not kept.
+    if let Some(SavedNote { number, line }) = saved.filter(|saved| saved.number < position.lines) {
+        let lines = LogLines { lease: context.lease, first_line: number, lines: vec![line] };
+        publish(context, Output::Log(lines)).await;
+    }
+    let _ = std::fs::remove_file(note);
 }
 
 /// The reason why a read of the log stopped.
@@ -229,16 +253,21 @@ impl LogReader {
         }
     }
 
-    /// Publishes a line of the worker itself in the log of the job. Docker's log does not have this line. So the
-    /// position after the line is saved before the line is published: after a crash a note may be missing, and never a
-    /// line of the job.
+    /// Publishes a line of the worker itself in the log of the job. Docker's log does not have this line, so the line
+    /// and the position after it are saved first. After a crash, [`publish_saved_note`] publishes the line.
     async fn publish_note(&mut self, chunk: &mut Chunk<'_>, text: String) {
         chunk.flush().await;
         self.position.bytes += text.len() as u64 + LINE_COST;
         let line = LogLine { stream: LogStream::Stderr, at: SystemClock.now(), text, cut: 0 };
+        let note = chunk.context.directory().join(NOTE_FILE);
+        let saved = SavedNote { number: self.position.lines, line: line.clone() };
+        if let Err(e) = json_file::save(&note, &saved) {
+            debug!(error = %e, "a line of the worker could not be saved");
+        }
         self.keep(chunk, JobLine::Log(line));
         chunk.save_position();
         chunk.flush().await;
+        let _ = std::fs::remove_file(note);
     }
 
     /// Adds a line to the chunk, unless the log has reached its limit. Progress and metrics have no limit.

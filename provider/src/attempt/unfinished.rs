@@ -58,9 +58,9 @@ pub(super) async fn show(
 
 /// Publishes the lines when they have changed, and repeats them. Ends with the sender.
 async fn publish_changes(context: &AttemptContext, mut lines: watch::Receiver<ScreenLines>) {
-    let (mut published, mut is_repeated) = (ScreenLines::default(), true);
+    let (mut published, mut is_unchanged) = (ScreenLines::default(), true);
     loop {
-        let needs_repeat = !is_repeated || !published.is_empty();
+        let needs_repeat = !is_unchanged || !published.is_empty();
         let is_repetition = match timeout(if needs_repeat { REPEAT } else { Duration::MAX }, lines.changed()).await {
             Ok(Ok(())) => false,
             Ok(Err(_)) if published.is_empty() => return,
@@ -72,8 +72,8 @@ async fn publish_changes(context: &AttemptContext, mut lines: watch::Receiver<Sc
             sleep(SETTLE).await;
         }
         let now = lines.borrow_and_update().clone();
-        is_repeated = now == published;
-        if is_repetition || !is_repeated {
+        is_unchanged = now == published;
+        if is_repetition || !is_unchanged {
             publish(context, &now).await;
             published = now;
         }

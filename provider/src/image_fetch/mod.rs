@@ -178,7 +178,7 @@ impl ImageFetcher {
         let new_layers = parts.manifest.layers.iter().skip(parts.known);
         let total = new_layers.map(|layer| layer.size).fold(0, u64::saturating_add);
         if total > self.largest {
-            return Err(FetchError::TooLargeHere { largest: self.largest });
+            return Err(FetchError::PackedTooLarge { largest: self.largest });
         }
         let (archive, body) = Archive::new(parts.local_name.clone());
         progress.send_replace(FetchProgress { done: 0, total });
@@ -247,13 +247,13 @@ pub(crate) enum FetchError {
     OtherPlatform(&'static str),
     /// The image is too large for this machine, as its manifest says.
     #[error("the image is larger than {} GiB, which is the most that this machine's owner allows", largest >> 30)]
-    TooLargeHere {
+    PackedTooLarge {
         /// Most bytes.
         largest: u64,
     },
     /// The unpacked files of the image are larger than this machine allows, although the packed layers are not.
     #[error("the image unpacks to more than {} GiB, which is the most that this machine's owner allows", largest >> 30)]
-    TooLarge {
+    UnpackedTooLarge {
         /// Most bytes.
         largest: u64,
     },
@@ -294,11 +294,11 @@ impl FetchError {
             | Self::Denied(_)
             | Self::WrongDigest(_)
             | Self::Malformed
-            | Self::TooLarge { .. }
+            | Self::UnpackedTooLarge { .. }
             | Self::TooMany => Reason::BadImage,
             // A larger machine, or one of another platform, may take the image. A name that leads to a private address
             // looks the same as a machine whose resolver misleads it.
-            Self::TooLargeHere { .. }
+            Self::PackedTooLarge { .. }
             | Self::OtherPlatform(_)
             | Self::Dial(_)
             | Self::Limited(_)
@@ -357,7 +357,7 @@ mod tests {
         let private = DialError::NotPublic(registry());
         for (error, reason) in [
             (FetchError::NoSuchImage(registry()), Reason::BadImage),
-            (FetchError::TooLarge { largest: 1 << 30 }, Reason::BadImage),
+            (FetchError::UnpackedTooLarge { largest: 1 << 30 }, Reason::BadImage),
             (FetchError::Limited(registry()), Reason::RegistryUnavailable),
             (FetchError::Dial(private), Reason::RegistryUnavailable),
             (FetchError::TooSlow, Reason::RegistryUnavailable),

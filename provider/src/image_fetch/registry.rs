@@ -24,7 +24,7 @@ const MAX_REDIRECTS: usize = 5;
 /// Most tries of a layer in a row that bring no byte, and half of the pause after the first try. Each further pause is
 /// twice as long as the one before: 1 s, 2 s and so on up to 32 s, which is a minute in total.
 const TRIES: u32 = 7;
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const PAUSE_UNIT: Duration = Duration::from_millis(500);
 /// Largest answer with a token, bytes.
 const MAX_TOKEN: usize = 64 << 10;
 
@@ -254,7 +254,7 @@ impl LayerReader<'_> {
         if self.failures >= TRIES {
             return Err(failure);
         }
-        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.failures)).await;
+        tokio::time::sleep(PAUSE_UNIT * 2_u32.pow(self.failures)).await;
         Ok(())
     }
 }

@@ -59,7 +59,7 @@ impl Unpacked {
 
     fn check(&self) -> Result<(), FetchError> {
         match () {
-            () if self.bytes > self.largest => Err(FetchError::TooLarge { largest: self.largest }),
+            () if self.bytes > self.largest => Err(FetchError::UnpackedTooLarge { largest: self.largest }),
             () if self.files > MAX_FILES => Err(FetchError::TooMany),
             () => Ok(()),
         }
@@ -343,14 +343,17 @@ mod tests {
         let bomb = archive(&[8 << 20]);
         for packed in [bomb.clone(), gzip(&bomb), zstd(&bomb)] {
             let refused = count(packed.as_slice(), Unpacked::new(LARGEST)).unwrap_err();
-            assert!(matches!(refused, FetchError::TooLarge { largest: LARGEST }), "{refused:?}");
+            assert!(matches!(refused, FetchError::UnpackedTooLarge { largest: LARGEST }), "{refused:?}");
         }
         // The layers of an image count together.
         let half = archive(&[600 << 10]);
         let first = count(half.as_slice(), Unpacked::new(LARGEST)).unwrap();
-        assert!(matches!(count(half.as_slice(), first.total), Err(FetchError::TooLarge { .. })));
+        assert!(matches!(count(half.as_slice(), first.total), Err(FetchError::UnpackedTooLarge { .. })));
         let layer = first.total.minus(Unpacked::new(LARGEST));
-        assert!(matches!(first.total.plus(layer), Err(FetchError::TooLarge { .. })), "a layer that is listed twice");
+        assert!(
+            matches!(first.total.plus(layer), Err(FetchError::UnpackedTooLarge { .. })),
+            "a layer that is listed twice"
+        );
     }
 
     #[test]

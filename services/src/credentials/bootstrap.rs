@@ -45,8 +45,10 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     let tls = args.tls_cert.as_ref().zip(args.tls_key.as_ref()).map_or_else(String::new, |(cert, key)| {
         format!("tls {{ cert_file: \"{}\", key_file: \"{}\", timeout: 5 }}", cert.display(), key.display())
     });
+    let monitor = args.monitor.as_ref().map_or_else(String::new, |address| format!("http: \"{address}\""));
     let text = TEMPLATE
         .replace("@LISTEN@", &args.listen)
+        .replace("@MONITOR@", &monitor)
         .replace("@STORE@", &args.store.to_string_lossy())
         .replace("@OPERATOR@", &config.operator)
         .replace("@SYSTEM@", &config.system.public_key)
@@ -223,6 +225,7 @@ mod tests {
             tls_cert: None,
             tls_key: None,
             tls_ca: None,
+            monitor: None,
             cluster: Vec::new(),
         };
         bootstrap(&args).unwrap();
@@ -249,13 +252,16 @@ mod tests {
             tls_cert: Some("/c".into()),
             tls_key: Some("/k".into()),
             tls_ca: Some("/a".into()),
+            monitor: Some("127.0.0.1:8222".to_owned()),
             cluster: cluster.split(',').map(|member| member.parse().unwrap()).collect(),
         };
         assert!(bootstrap(&args("a=h:1,b=h:2")).is_err(), "two brokers stop as soon as one of them does");
         assert!(bootstrap(&args("a=h:1,a=h:2,b=h:3")).is_err());
         bootstrap(&args("a=h:1,b=h:2,c=h:3")).unwrap();
         let conf = fs::read_to_string(dir.path().join("nats-b.conf")).unwrap();
-        for expected in ["server_name: b", "listen: \"h:2\"", "@h:1\"", "@h:3\"", "verify: true"] {
+        for expected in
+            ["server_name: b", "listen: \"h:2\"", "@h:1\"", "@h:3\"", "verify: true", "http: \"127.0.0.1:8222\""]
+        {
             assert!(conf.contains(expected), "{expected}: {conf}");
         }
         assert!(!conf.contains("@h:2") && !dir.path().join("nats.conf").exists());

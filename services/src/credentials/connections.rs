@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use anyhow::Context as _;
 use async_nats::Client;
 use futures_util::StreamExt as _;
 use gpubnb_events::subject;
@@ -11,6 +12,8 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+
+use super::jwt;
 
 /// Most connections of one machine. A worker has one, and a second one for a moment when its credential is renewed.
 const MAX_CONNECTIONS: usize = 4;
@@ -29,13 +32,22 @@ struct Server {
     id: String,
 }
 
-/// The client of a connection.
+/// The client of a connection. The notice also has a name of the user, which the client can choose.
 #[derive(Deserialize)]
 struct Peer {
     /// The number of the connection at its broker.
     id: u64,
-    /// The public key of the machine.
-    user: String,
+    /// The credential, which the broker has checked.
+    jwt: String,
+}
+
+impl Notice {
+    /// The public key of the machine, and its connection: the broker's id and the number there.
+    fn connection(self) -> anyhow::Result<(String, (String, u64))> {
+        let claims = jwt::claims(&self.client.jwt)?;
+        let key = claims["sub"].as_str().context("a credential without a subject")?.to_owned();
+        Ok((key, (self.server.id, self.client.id)))
+    }
 }
 
 /// The connections of each machine, oldest first.
@@ -44,20 +56,20 @@ struct OpenConnections(HashMap<String, VecDeque<(String, u64)>>);
 
 impl OpenConnections {
     /// Counts a new connection. Returns the oldest connection of the machine if there are too many now.
-    fn begin(&mut self, notice: Notice) -> Option<(String, u64)> {
+    fn begin(&mut self, machine_key: String, connection: (String, u64)) -> Option<(String, u64)> {
         if self.0.len() >= MAX_MACHINES {
             self.0.clear();
         }
-        let connections = self.0.entry(notice.client.user).or_default();
-        connections.push_back((notice.server.id, notice.client.id));
+        let connections = self.0.entry(machine_key).or_default();
+        connections.push_back(connection);
         if connections.len() > MAX_CONNECTIONS { connections.pop_front() } else { None }
     }
 
-    fn end(&mut self, notice: &Notice) {
-        let Some(connections) = self.0.get_mut(&notice.client.user) else { return };
-        connections.retain(|(server, id)| (server, *id) != (&notice.server.id, notice.client.id));
+    fn end(&mut self, machine_key: &str, connection: &(String, u64)) {
+        let Some(connections) = self.0.get_mut(machine_key) else { return };
+        connections.retain(|open| open != connection);
         if connections.is_empty() {
-            self.0.remove(&notice.client.user);
+            self.0.remove(machine_key);
         }
     }
 }
@@ -80,19 +92,19 @@ pub(super) async fn bound(system: Client, account: String, shutdown: Cancellatio
             Some(message) = ended.next() => (message, false),
             else => return,
         };
-        let notice: Notice = match serde_json::from_slice(&message.payload) {
-            Ok(notice) => notice,
+        let notice = serde_json::from_slice(&message.payload).map_err(anyhow::Error::from);
+        let (machine_key, connection) = match notice.and_then(Notice::connection) {
+            Ok(read) => read,
             Err(e) => {
-                debug!(error = %e, "a notice of a connection cannot be read");
+                debug!(error = format!("{e:#}"), "a notice of a connection cannot be read");
                 continue;
             }
         };
         if !is_new {
-            open.end(&notice);
+            open.end(&machine_key, &connection);
             continue;
         }
-        let machine_key = notice.client.user.clone();
-        let Some((server, id)) = open.begin(notice) else { continue };
+        let Some((server, id)) = open.begin(machine_key.clone(), connection) else { continue };
         info!(machine_key, "a machine has too many connections: its oldest one is ended");
         // The broker obeys only a request, which names where to send the answer.
         if let Err(e) = system.request(subject::end_connection(&server), json!({ "cid": id }).to_string().into()).await
@@ -106,23 +118,23 @@ pub(super) async fn bound(system: Client, account: String, shutdown: Cancellatio
 mod tests {
     use super::*;
 
-    fn notice(user: &str, id: u64) -> Notice {
-        Notice { server: Server { id: "N1".to_owned() }, client: Peer { id, user: user.to_owned() } }
+    fn at(id: u64) -> (String, u64) {
+        ("N1".to_owned(), id)
     }
 
     #[test]
     fn the_oldest_connection_beyond_the_bound_is_ended_and_other_machines_are_not_counted() {
         let mut open = OpenConnections::default();
         for id in 1..=4 {
-            assert_eq!(open.begin(notice("a", id)), None);
-            assert_eq!(open.begin(notice("b", 100 + id)), None);
+            assert_eq!(open.begin("a".to_owned(), at(id)), None);
+            assert_eq!(open.begin("b".to_owned(), at(100 + id)), None);
         }
-        open.end(&notice("b", 102));
-        assert_eq!(open.begin(notice("b", 105)), None, "one has ended");
-        assert_eq!(open.begin(notice("a", 5)), Some(("N1".to_owned(), 1)));
-        assert_eq!(open.begin(notice("a", 6)), Some(("N1".to_owned(), 2)));
+        open.end("b", &at(102));
+        assert_eq!(open.begin("b".to_owned(), at(105)), None, "one has ended");
+        assert_eq!(open.begin("a".to_owned(), at(5)), Some(at(1)));
+        assert_eq!(open.begin("a".to_owned(), at(6)), Some(at(2)));
         for id in 1..=6 {
-            open.end(&notice("a", id));
+            open.end("a", &at(id));
         }
         assert!(!open.0.contains_key("a"));
     }

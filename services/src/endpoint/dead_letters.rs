@@ -13,7 +13,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_domain::{World, job::Phase, machine::Availability};
 use gpubnb_events::{
     MachineId, Refusal, RefusalKind, Seq, Timestamp,
-    dead_letter::{DeadLetter, DeadMessage, Remedied, Remedy, Trouble},
+    dead_letter::{DeadLetter, DeadLetterReason, DeadMessage, Remedied, Remedy},
     subject,
 };
 use gpubnb_log::{
@@ -87,7 +87,7 @@ async fn letters_with_consumer(
     let name = e.executor.replica.read(|w| w.machine(machine).map(|m| m.offer.name.clone()));
     let machine_name = name.unwrap_or_default();
     let letter = |trouble, message| DeadLetter { machine, machine_name: machine_name.clone(), trouble, message };
-    let Some(info) = info else { return Ok(vec![letter(Trouble::NoConsumer, None)]) };
+    let Some(info) = info else { return Ok(vec![letter(DeadLetterReason::NoConsumer, None)]) };
     let overdue = overdue_messages(e, stream, machine, &info).await?;
     Ok(overdue.into_iter().map(|(trouble, message)| letter(trouble, Some(message))).collect())
 }
@@ -98,7 +98,7 @@ async fn overdue_messages(
     stream: &Stream<()>,
     machine: MachineId,
     info: &consumer::Info,
-) -> Result<Vec<(Trouble, DeadMessage)>, RpcError> {
+) -> Result<Vec<(DeadLetterReason, DeadMessage)>, RpcError> {
     let mut found = Vec::new();
     if info.num_pending == 0 && info.num_ack_pending == 0 {
         return Ok(found);
@@ -107,7 +107,7 @@ async fn overdue_messages(
     // The messages of running jobs are acknowledged when the jobs end.
     let held = e.executor.replica.read(|w| w.machine(machine).map_or(0, |m| m.leases.len()));
     for _ in 0..MAX_PER_MACHINE + held {
-        let Some(raw) = message::next(stream, &filter, next).await? else { break };
+        let Some(raw) = message::next_at_leader(stream, &filter, next).await? else { break };
         next = raw.sequence + 1;
         let at = Timestamp::from_nanos(raw.time.unix_timestamp_nanos());
         let (job, lease) = (subject::job_of_dispatch(&raw.subject), lease_of(Some(&raw.headers)));
@@ -124,13 +124,18 @@ async fn overdue_messages(
 }
 
 /// The trouble with an overdue message; `None` if the machine has accepted the job.
-fn trouble_with(world: &World, machine: MachineId, message: &DeadMessage, was_delivered: bool) -> Option<Trouble> {
+fn trouble_with(
+    world: &World,
+    machine: MachineId,
+    message: &DeadMessage,
+    was_delivered: bool,
+) -> Option<DeadLetterReason> {
     let held = world.machine(machine).and_then(|m| m.leases.get(&message.job));
     if held != Some(&message.lease) {
-        return Some(Trouble::LeaseOver);
+        return Some(DeadLetterReason::LeaseOver);
     }
     let is_assigned = world.job(message.job).is_some_and(|job| job.phase == Phase::Assigned);
-    is_assigned.then_some(if was_delivered { Trouble::NotAccepted } else { Trouble::NotFetched })
+    is_assigned.then_some(if was_delivered { DeadLetterReason::NotAccepted } else { DeadLetterReason::NotFetched })
 }
 
 /// The dead letters of one machine; none if the machine is not on the market.
@@ -158,11 +163,11 @@ async fn remedy(e: EndpointContext, r: Incoming) -> Result<Remedied, RpcError> {
     let letter = letter.ok_or_else(gone)?;
     let js = e.executor.log.jetstream();
     match (letter.trouble, letter.message) {
-        (Trouble::NoConsumer, _) => {
+        (DeadLetterReason::NoConsumer, _) => {
             let slots = e.executor.replica.read(|w| w.machine(machine).map_or(1, |m| m.offer.slots));
             provision_machine(&js, machine, slots).await.map_err(unavailable)?;
         }
-        (Trouble::LeaseOver, Some(message)) => {
+        (DeadLetterReason::LeaseOver, Some(message)) => {
             // Purge up to this message only: a newer message may assign the job to the same machine again.
             let stream = js.get_stream_no_info(DISPATCH).await.map_err(unavailable)?;
             let subject = subject::dispatch(machine, message.job);

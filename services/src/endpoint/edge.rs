@@ -72,12 +72,13 @@ async fn set_suspension(e: EndpointContext, r: Incoming) -> Result<Done, RpcErro
 async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
-    let has_secrets = !submit.env.is_empty();
     // Store the secrets before the event is written, so that a job in the log always has its secrets.
-    e.secrets.store(account, &submit).await?;
+    let are_new = e.secrets.store(account, &submit).await?;
     let submitted = e.executor.execute(r.actor, &Command::Submit(account, submit)).await;
-    // After `Unavailable` the submission may be in the log. Otherwise the replica knows whether the job needs them.
-    if has_secrets && !matches!(submitted, Err(RpcError::Unavailable(_))) {
+    // After `Unavailable` the submission may be in the log. Otherwise the newest state tells whether the job needs
+    // them: the submission may have been refused, or repeated after the job was settled.
+    if are_new && !matches!(submitted, Err(RpcError::Unavailable(_))) {
+        e.executor.catch_up().await?;
         let needs_secrets = |job: &Job| job.account == account && job.phase != Phase::Settled;
         if !e.executor.replica.read(|w| w.job(job).is_some_and(needs_secrets)) {
             e.secrets.delete(account, job).await?;

@@ -49,7 +49,7 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
     write_history(&js).await?;
     let log = Log::open(js.clone()).await?;
     let last = log.last_seq().await?;
-    let (mut fold_rates, mut drain_rates, mut sled_rates) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut fold_rates, mut read_rates, mut sled_rates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let dir = tempfile::tempdir()?;
         let db = Database::open(dir.path(), CACHE_MIB)?;
@@ -58,11 +58,11 @@ pub(super) async fn measure() -> anyhow::Result<Vec<Figure>> {
         fold_rates.push(per_second(last, began));
         anyhow::ensure!(models.states().all(|(_, _, stopped)| stopped.is_none()), "a model stopped");
         let began = Instant::now();
-        drain_all(&stream, last).await?;
-        drain_rates.push(per_second(last, began));
+        read_all(&stream, last).await?;
+        read_rates.push(per_second(last, began));
         sled_rates.push(write_rows(&db, last)?);
     }
-    let (drain, sled) = (super::quantile(&mut drain_rates, 0.5), super::quantile(&mut sled_rates, 0.5));
+    let (drain, sled) = (super::quantile(&mut read_rates, 0.5), super::quantile(&mut sled_rates, 0.5));
     println!("fold_rate: limits: drain and decode {drain:.0}/s, rows into sled, in transactions, {sled:.0}/s");
     let slower =
         if drain < sled { ("raw decoded drain", drain) } else { ("raw sled transactions writing the rows", sled) };
@@ -77,7 +77,7 @@ fn per_second(events: Seq, began: Instant) -> f64 {
 }
 
 /// Reads and decodes all events up to the sequence `last`.
-async fn drain_all(stream: &Stream, last: Seq) -> anyhow::Result<()> {
+async fn read_all(stream: &Stream, last: Seq) -> anyhow::Result<()> {
     let config = pull::Config { ack_policy: AckPolicy::None, ..Default::default() };
     let consumer = stream.create_consumer(config).await?;
     let mut messages = consumer.stream().max_messages_per_batch(BATCH).messages().await?;

@@ -11,10 +11,10 @@ use std::{
 use gpubnb_events::CommandId;
 use gpubnb_tests::{
     api_client::ApiClient,
+    machine_keys::MachineKeys,
     market::Market,
     programs::binary,
     shared::{Plan, SharedMarket},
-    stolen_keys::StolenKeys,
     system::{MarketSettings, System},
     wait::wait_until,
 };
@@ -39,10 +39,10 @@ pub(crate) async fn new_code(owner: &ApiClient) -> String {
 }
 
 /// Enrolls a machine without a worker, and returns its keys.
-pub(crate) async fn enroll_new_machine(market: &Market, owner: &ApiClient, state: &str) -> StolenKeys {
+pub(crate) async fn enroll_new_machine(market: &Market, owner: &ApiClient, state: &str) -> MachineKeys {
     let done = enroll(market, state, &new_code(owner).await);
     assert!(done.status.success(), "{done:?}");
-    StolenKeys::read_from(&market.path().join(state)).unwrap()
+    MachineKeys::read_from(&market.path().join(state)).unwrap()
 }
 
 /// Checks that an enrollment was refused with this error.
@@ -55,7 +55,7 @@ async fn a_revoked_machine_needs_a_new_code_and_its_old_credential_stays_invalid
     let market = MARKET.open().await.unwrap();
     let first = new_code(&market.consumer).await;
     assert!(enroll(&market, "revoked", &first).status.success());
-    let thief = StolenKeys::read_from(&market.path().join("revoked")).unwrap();
+    let thief = MachineKeys::read_from(&market.path().join("revoked")).unwrap();
     let jwt = thief.renew(&market.consumer.stranger()).await.unwrap()["jwt"].as_str().unwrap().to_owned();
     let path = format!("/machines/{}/credential", thief.machine);
     let (status, _) = market.consumer.request(Method::DELETE, &path, None).await.unwrap();

@@ -8,9 +8,9 @@ use gpubnb_log::stream;
 use gpubnb_runtime::nats::is_connected;
 use gpubnb_tests::{
     jobs::noop_job,
+    machine_keys::MachineKeys,
     programs::binary,
     shared::{Plan, SharedMarket},
-    stolen_keys::StolenKeys,
     system::{MarketSettings, System},
     wait::wait_until,
 };
@@ -69,7 +69,7 @@ fn foreign_subjects(other: MachineId, own: MachineId) -> Vec<String> {
 #[tokio::test]
 async fn the_broker_allows_a_machine_only_its_own_subjects() {
     let market = MARKET.open().await.unwrap();
-    let thief = StolenKeys::read_from(&market.path().join("attic")).unwrap();
+    let thief = MachineKeys::read_from(&market.path().join("attic")).unwrap();
     let other: MachineId = market.machine_id("cellar").unwrap().parse().unwrap();
     let client = thief.renew_and_connect(&market).await.unwrap();
     for subject in foreign_subjects(other, thief.machine) {
@@ -111,8 +111,8 @@ async fn a_code_enrolls_only_one_machine() {
 #[tokio::test]
 async fn an_id_or_a_token_without_the_machines_key_is_refused() {
     let market = MARKET.open().await.unwrap();
-    let known = StolenKeys::read_from(&market.path().join("attic")).unwrap();
-    let attacker = StolenKeys::of_unknown_machine();
+    let known = MachineKeys::read_from(&market.path().join("attic")).unwrap();
+    let attacker = MachineKeys::of_unknown_machine();
     let body = json!({ "code": new_code(&market.consumer).await, "machine": known.machine, "public_key": "UX",
         "sealing_key": "XX", "signature": attacker.sign("x").unwrap() });
     let (status, problem) = market.consumer.stranger().request(Method::POST, "/enroll", Some(&body)).await.unwrap();

@@ -9,9 +9,9 @@ use gpubnb_runtime::nats::jetstream;
 use gpubnb_tests::{
     api_client::ApiClient,
     jobs::noop_job,
+    machine_keys::MachineKeys,
     market::Market,
     shared::{Plan, SharedMarket},
-    stolen_keys::StolenKeys,
     system::{MarketSettings, System},
     wait::wait_until,
 };
@@ -24,7 +24,7 @@ struct Attack<'a> {
     market: &'a Market,
     /// The account for which the attacker forges an event.
     victim: ApiClient,
-    stolen: StolenKeys,
+    stolen: MachineKeys,
     machine: MachineId,
     attacker: Client,
     log: Log,
@@ -32,7 +32,7 @@ struct Attack<'a> {
 
 /// Connects the attacker to the broker of a market.
 async fn start_attack(market: &Market) -> Attack<'_> {
-    let stolen = StolenKeys::read_from(&market.path().join("attic")).unwrap();
+    let stolen = MachineKeys::read_from(&market.path().join("attic")).unwrap();
     let (machine, attacker) = (stolen.machine, stolen.renew_and_connect(market).await.unwrap());
     let client = market.nats_args("services").connect("append", subject::SERVICES_INBOX).await.unwrap();
     let log = Log::open(jetstream(client)).await.unwrap();

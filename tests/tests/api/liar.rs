@@ -18,9 +18,9 @@ use gpubnb_runtime::rpc::RpcError;
 use gpubnb_tests::{
     api_client::ApiClient,
     jobs::{noop_job, pin_to_machine},
+    machine_keys::MachineKeys,
     market::Market,
     shared::{Plan, SharedMarket},
-    stolen_keys::StolenKeys,
     system::MarketSettings,
     wait::wait_until,
 };
@@ -43,7 +43,7 @@ struct Liar {
     /// The account that submitted the job.
     consumer: ApiClient,
     /// The machine's id and keys. The test has them in place of a worker; nobody stole them.
-    stolen: StolenKeys,
+    stolen: MachineKeys,
     client: async_nats::Client,
     job: JobId,
     lease: Lease,

@@ -194,7 +194,7 @@ async fn deposit(system: &System, id: CommandId) -> anyhow::Result<Value> {
 }
 
 #[tokio::test]
-async fn a_broker_whose_disk_was_full_goes_on_after_a_restart_and_has_lost_and_doubled_nothing() {
+async fn a_broker_whose_disk_was_full_is_started_again_by_its_supervisor_and_loses_and_doubles_nothing() {
     let settings = MarketSettings { broker_disk_mib: Some(64), ..MarketSettings::default() };
     let mut system = System::start(settings).await.unwrap();
     let mut confirmed = 0;
@@ -218,8 +218,11 @@ async fn a_broker_whose_disk_was_full_goes_on_after_a_restart_and_has_lost_and_d
         }
     }
     assert_eq!(unconfirmed.len(), 3, "the disk was never full");
-    // The operator makes room, and the broker's supervisor starts the broker again. The file is closed first, because
-    // an open file takes its room also after its removal.
+    // The supervisor ends the broker, which would store nothing any more, also when there is room again.
+    wait_until("the end of the broker", async || system.nats.as_mut().unwrap().check_running().is_err()).await;
+    assert!(system.process_log("nats").contains("the broker cannot write"), "{}", system.process_log("nats"));
+    // The operator makes room, and Compose or systemd starts the broker again, which is what the test does here. The
+    // file is closed first, because an open file takes its room also after its removal.
     drop(file);
     fs::remove_file(&filler).unwrap();
     system.nats = None;

@@ -41,8 +41,9 @@ const REPEATED_ATTEMPT_PERIOD: Duration = Duration::from_secs(60);
 /// No more than [`TRIED_AT_MOST`] wrong passwords are added up.
 const TRIED_PERIOD: Duration = Duration::from_secs(6 * 3_600);
 const TRIED_AT_MOST: u32 = 100;
-/// One network, or one known browser, may make this many attempts, right or wrong, for each wrong attempt that one
-/// network may make. Right attempts are limited, too, because each of them takes the time of a password's hash.
+/// One network, or all known browsers of one person, may make this many attempts, right or wrong, for each wrong
+/// attempt that one network may make. Right attempts are limited, too, because each of them takes the time of a
+/// password's hash.
 const ATTEMPTS_PER_WRONG: NonZeroU32 = NonZeroU32::new(3).unwrap();
 /// A wider network may make this many times the attempts of one network.
 const NETWORKS_IN_WIDER: u32 = 4;
@@ -87,7 +88,7 @@ pub(crate) struct RateLimits {
     tried: Arc<Guesses<(String, IpAddr)>>,
     /// Wrong passwords for one person from these sites.
     repeated: Arc<Guesses<String>>,
-    /// Passwords from one network or one known browser, right or wrong.
+    /// Passwords from one network, or from all known browsers of one person, right or wrong.
     attempts: Limiter<Source>,
     requests: Arc<AtomicU64>,
 }
@@ -130,8 +131,8 @@ impl RateLimits {
         check(&self.accounts, &account, "Too many requests of your account.")
     }
 
-    /// Counts a guess of a code from an address. Call [`Self::take_back_code`] if the code was right.
-    pub(crate) fn count_code(&self, address: IpAddr) -> Result<(), Problem> {
+    /// Counts a guess of a code from an address. Call [`Self::take_back_guess`] if the code was right.
+    pub(crate) fn count_guess(&self, address: IpAddr) -> Result<(), Problem> {
         let (network, now) = (network_of(address), Instant::now());
         let refused = |wait: Duration| too_many("Too many wrong attempts from your address.", wait);
         self.networks.count(&network, now).map_err(refused)?;
@@ -141,14 +142,20 @@ impl RateLimits {
         })
     }
 
-    pub(crate) fn take_back_code(&self, address: IpAddr) {
+    pub(crate) fn take_back_guess(&self, address: IpAddr) {
         self.networks.take_back(&network_of(address));
         self.wider_networks.take_back(&wider_network_of(address));
     }
 
     /// Checks an attempt to sign in, right or wrong: each takes the time of a password's hash.
-    pub(crate) fn check_attempt(&self, source: &Source) -> Result<(), Problem> {
-        check(&self.attempts, source, "Too many attempts from your address.")
+    ///
+    /// All known browsers of a person count together: each sign-in makes another one.
+    pub(crate) fn check_attempt(&self, login: &str, source: &Source) -> Result<(), Problem> {
+        let counted = match source {
+            Source::KnownBrowser(_) => Source::KnownBrowser(login.to_owned()),
+            Source::Network(_) | Source::Session => source.clone(),
+        };
+        check(&self.attempts, &counted, "Too many attempts from your address.")
     }
 
     /// Counts a guess of a person's password. Call [`Self::take_back_password`] if the password was right.
@@ -300,13 +307,13 @@ mod tests {
     fn codes_are_limited_by_network_and_by_wider_network() {
         let limits = limits();
         let address = |network: u16| IpAddr::from([0x2001, 0xdb8, 0, network, 0, 0, 0, 1]);
-        let count = |network| (0..10).filter(|_| limits.count_code(address(network)).is_ok()).count();
+        let count = |network| (0..10).filter(|_| limits.count_guess(address(network)).is_ok()).count();
         assert_eq!(count(1), 3);
         // The 256 networks in one wider network have twelve attempts together. Network 1 has used three of them.
         assert_eq!((2..200).map(count).sum::<usize>(), 9);
         assert_eq!(count(0x100), 3, "another wider network");
-        limits.take_back_code(address(1));
-        limits.count_code(address(1)).unwrap();
+        limits.take_back_guess(address(1));
+        limits.count_guess(address(1)).unwrap();
     }
 
     #[test]

@@ -139,11 +139,11 @@ pub(crate) async fn redeem(
     client: Client,
     JsonBody(redeem): JsonBody<RedeemEnrollment>,
 ) -> Result<Json<Enrolled>, ApiError> {
-    app.rate_limits.count_code(client.address)?;
+    app.rate_limits.count_guess(client.address)?;
     let redeemed = app.command("enrollment", "redeem", Actor::Machine(redeem.machine), &redeem).await;
     let is_wrong = matches!(&redeemed, Err(RpcError::Refused(refusal)) if refusal.name == "BadCode");
     if !is_wrong {
-        app.rate_limits.take_back_code(client.address);
+        app.rate_limits.take_back_guess(client.address);
     }
     let credential = redeemed?;
     Ok(enrolled(&app, credential))

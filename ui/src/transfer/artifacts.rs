@@ -41,7 +41,7 @@ async fn verify_permit(
     let authorization = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let permit =
         authorization.and_then(|v| v.strip_prefix("Bearer ")).ok_or_else(|| bad_permit("the request has no permit"))?;
-    let max_bytes = match app.transfer.verify(permit, app.now()).map_err(bad_permit)? {
+    let max_bytes = match app.permit_key.verify(permit, app.now()).map_err(bad_permit)? {
         Purpose::Upload { job: for_job, lease: for_lease, max_bytes } if (for_job, for_lease) == (job, lease) => {
             max_bytes
         }

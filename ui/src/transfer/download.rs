@@ -33,7 +33,7 @@ pub(crate) async fn by_permit(
     Path(permit): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let (store, name, path, sha256) = match app.transfer.verify(&permit, app.now()).map_err(bad_permit)? {
+    let (store, name, path, sha256) = match app.permit_key.verify(&permit, app.now()).map_err(bad_permit)? {
         // No hash is compared here: an input never changes, and the machine compares the hash after the download.
         Purpose::Input { job, lease, account, input } => {
             check_attempt(&app, job, lease).await?;
@@ -134,6 +134,6 @@ pub(crate) async fn link(
     let sha256 = artifact.sha256.clone();
     let expires = app.now().plus(LINK_LIFE);
     let permit = Permit { purpose: Purpose::Artifact { job, lease, path: request.path, sha256 }, expires };
-    let permit = app.transfer.sign(&permit).ok_or_else(|| Problem::internal(&"the permit cannot be signed"))?;
+    let permit = app.permit_key.sign(&permit).ok_or_else(|| Problem::internal(&"the permit cannot be signed"))?;
     Ok(Json(Link { path: format!("/transfer/permit/{permit}"), expires }))
 }

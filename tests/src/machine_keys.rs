@@ -25,14 +25,14 @@ use serde_json::{Value, json};
 use crate::{api_client::ApiClient, market::Market};
 
 /// The id and the secret key of a machine.
-pub struct StolenKeys {
+pub struct MachineKeys {
     /// The machine whose keys these are.
     pub machine: MachineId,
     key: Arc<KeyPair>,
     broker_errors: Arc<Mutex<Vec<String>>>,
 }
 
-impl StolenKeys {
+impl MachineKeys {
     /// Reads the keys from the directory of a worker.
     pub fn read_from(directory: &Path) -> anyhow::Result<Self> {
         let read = |name: &str| fs::read_to_string(directory.join(name)).map(|text| text.trim().to_owned());
@@ -59,12 +59,12 @@ impl StolenKeys {
         client.post(&format!("/machines/{machine}/credential"), &signed).await
     }
 
-    /// Connects to the broker with a token from [`StolenKeys::renew`].
+    /// Connects to the broker with a token from [`MachineKeys::renew`].
     pub async fn connect(&self, market: &Market, jwt: &str) -> anyhow::Result<Client> {
         self.connect_with_pause(market, jwt, Duration::ZERO).await
     }
 
-    /// Like [`StolenKeys::connect`]. A connection that has ended is opened again after this pause.
+    /// Like [`MachineKeys::connect`]. A connection that has ended is opened again after this pause.
     pub async fn connect_with_pause(&self, market: &Market, jwt: &str, pause: Duration) -> anyhow::Result<Client> {
         let (key, jwt) = (Arc::clone(&self.key), jwt.to_owned());
         let options = ConnectOptions::with_auth_callback(move |nonce| {
@@ -73,6 +73,8 @@ impl StolenKeys {
                 let mut auth = Auth::new();
                 auth.signature = Some(key.sign(&nonce).map_err(AuthError::new)?);
                 auth.jwt = Some(jwt);
+                // A name of the client's choice, which must not matter.
+                auth.username = Some(gpubnb_events::CommandId::generate().to_string());
                 Ok(auth)
             }
         });
