@@ -19,9 +19,9 @@ pub(crate) struct MarketSlot {
     _locked_file: File,
 }
 
-/// The number of slots: one for each core, and one more, because a market waits more than it computes.
+/// The number of slots: one for each core, and at least two.
 fn number_of_slots() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from) + 1
+    std::thread::available_parallelism().map_or(2, usize::from).max(2)
 }
 
 /// Waits until a slot is free, and takes it. Each slot is a file in `target/market-slots`. The file of a taken slot is

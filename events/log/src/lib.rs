@@ -117,12 +117,12 @@ impl Log {
             // Sequences begin at 1. The broker takes 0 for "no sequence given".
             return Ok(None);
         }
-        Ok(message::at(&self.stream, seq.0).await?.map(RawMessage::from_stored))
+        Ok(message::at(&self.client(), &self.stream, seq.0).await?.map(RawMessage::from_stored))
     }
 
     /// The last message of an aggregate; `None` if the aggregate has none.
     pub async fn last_of(&self, aggregate: Aggregate) -> Result<Option<Recorded>, ReadError> {
-        let last = message::last(&self.stream, &subject::all_of(aggregate)).await?;
+        let last = message::last(&self.client(), &self.stream, &subject::all_of(aggregate)).await?;
         Ok(last.map(|message| RawMessage::from_stored(message).decode()))
     }
 
@@ -132,7 +132,8 @@ impl Log {
         let filter = subject::all_of(aggregate);
         let mut found = Vec::new();
         let mut from = 1;
-        while let Some(message) = message::next(&self.stream, &filter, from).await? {
+        let client = self.client();
+        while let Some(message) = message::next(&client, &self.stream, &filter, from).await? {
             from = message.sequence.saturating_add(1);
             found.push(RawMessage::from_stored(message).decode());
             if found.len() as u64 >= MAX_MESSAGES {

@@ -4,7 +4,10 @@
 
 use std::{collections::HashSet, fmt::Write as _, time::Duration};
 
-use async_nats::jetstream::{message::StreamMessage, stream::Stream};
+use async_nats::{
+    Client,
+    jetstream::{message::StreamMessage, stream::Stream},
+};
 use futures_util::StreamExt as _;
 use gpubnb_events::{
     JobId, Lease, MachineId,
@@ -102,8 +105,8 @@ pub(crate) async fn metrics(app: &App, row: &JobView) -> Result<Vec<JobMetrics>,
     let Some(attempt) = row.attempts.last() else { return Ok(Vec::new()) };
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     let subject = subject::output(attempt.machine, row.job, OutputKind::Metrics);
-    let log = JobOutput { stream, subject };
-    if message::last(&log.stream, &log.subject).await.map_err(|e| unavailable(&e))?.is_none() {
+    let log = JobOutput { client: app.js.client(), stream, subject };
+    if message::last(&log.client, &log.stream, &log.subject).await.map_err(|e| unavailable(&e))?.is_none() {
         return Ok(Vec::new());
     }
     let (mut points, mut step, mut seen) = (Vec::new(), 1_usize, 0_usize);
@@ -133,6 +136,7 @@ pub(crate) async fn metrics(app: &App, row: &JobView) -> Result<Vec<JobMetrics>,
 
 /// The messages of OUTPUT with one kind of output of one job on one machine.
 struct JobOutput {
+    client: Client,
     stream: Stream<()>,
     subject: String,
 }
@@ -140,17 +144,17 @@ struct JobOutput {
 impl JobOutput {
     async fn open(app: &App, machine: MachineId, job: JobId) -> Result<Self, Problem> {
         let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
-        Ok(Self { stream, subject: subject::output(machine, job, OutputKind::Log) })
+        Ok(Self { client: app.js.client(), stream, subject: subject::output(machine, job, OutputKind::Log) })
     }
 
     /// The last chunk, with its sequence.
     async fn last(&self) -> Result<Option<(u64, LogLines)>, Problem> {
-        chunk(message::last(&self.stream, &self.subject).await)
+        chunk(message::last(&self.client, &self.stream, &self.subject).await)
     }
 
     /// The first chunk at or after the sequence `from`, with its sequence.
     async fn next(&self, from: u64) -> Result<Option<(u64, LogLines)>, Problem> {
-        chunk(message::next(&self.stream, &self.subject, from).await)
+        chunk(message::next(&self.client, &self.stream, &self.subject, from).await)
     }
 
     /// The sequence of the chunk that contains a line: the last chunk whose first line is not after this line.

@@ -226,7 +226,8 @@ pub(crate) async fn read_page(
 async fn has_messages(app: &App, subjects: &[String], from: u64) -> Result<bool, Problem> {
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     for subject in subjects {
-        if message::next(&stream, subject, from.max(1)).await.map_err(|e| unavailable(&e))?.is_some() {
+        let found = message::next(&app.js.client(), &stream, subject, from.max(1)).await;
+        if found.map_err(|e| unavailable(&e))?.is_some() {
             return Ok(true);
         }
     }
