@@ -188,6 +188,8 @@ async fn run_until_failure(
     ops::serve(&server, &ops).await.map_err(anyhow::Error::from_boxed)?;
     service.tasks.spawn(gauges::run(ops, service.shutdown.clone()));
 
+    // The broker handles what a connection sends in order: with this answer, it knows the subscriptions made above.
+    service.log.last_seq().await?;
     if service.wait_for_floor(queries.applied, floor).await {
         ready.set();
         info!("ready");

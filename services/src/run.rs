@@ -57,6 +57,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
     Box::pin(endpoint::serve(&server, endpoints)).await.map_err(anyhow::Error::from_boxed)?;
+    // The subscriptions are sent before anybody is told that this replica is ready.
+    serving.flush().await.context("the broker is away")?;
     if let Some(path) = &config.ready_file {
         std::fs::write(path, &replica_id).with_context(|| format!("writing {}", path.display()))?;
     }
