@@ -73,7 +73,7 @@ fn is_kept(began: Timestamp, now: Timestamp, kept: Millis) -> bool {
     now < began.plus(slice_of(kept)).plus(kept)
 }
 
-/// What this replica knows of a room.
+/// A room as this replica knows it: the bytes in the bucket, and the bytes that are not added to the bucket yet.
 #[derive(Default)]
 struct Room {
     /// The entry of the bucket when it was read or changed last.

@@ -128,8 +128,8 @@ impl Container {
         Ok(line.unwrap_or_default().chars().take(500).collect())
     }
 
-    /// What the container writes from now on, byte for byte and at once: also a line that is not finished. Read the
-    /// stream without a pause: once a megabyte is unread, the job has to wait when it writes.
+    /// A stream of the bytes that the container writes from now on. The bytes of a line arrive before the line is
+    /// finished. Read the stream without a pause: once a megabyte is unread, the job has to wait when it writes.
     pub(super) async fn attach(&self) -> Result<impl Stream<Item = Result<LogOutput, Error>> + use<>, Error> {
         let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
         Ok(self.docker.attach_container(&self.name, Some(options)).await?.output)

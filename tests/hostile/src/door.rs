@@ -36,7 +36,7 @@ fn ask(proxy: ([u8; 4], u16), sent: &[u8]) -> io::Result<Vec<u8>> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(sent)?;
     let mut got = Vec::new();
-    // What arrived before an error counts: a tunnel that was opened stays open.
+    // The bytes that arrived before an error are the answer: a tunnel that the proxy opened never ends by itself.
     match stream.read_to_end(&mut got) {
         Err(e) if got.is_empty() => Err(e),
         _ => Ok(got),
