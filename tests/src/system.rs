@@ -320,8 +320,14 @@ impl System {
 
     /// Starts the web server.
     pub async fn start_ui(&mut self) -> anyhow::Result<()> {
+        self.ui = Some(self.start_ui_at(self.ui_port()).await?);
+        Ok(())
+    }
+
+    /// Starts a web server at this port of 127.0.0.1. The web server can run beside another one.
+    pub async fn start_ui_at(&self, port: u16) -> anyhow::Result<Process> {
         let mut command = self.configured_command("ui")?;
-        command.args(["run", "--listen", &format!("127.0.0.1:{}", self.ui_port())]);
+        command.args(["run", "--listen", &format!("127.0.0.1:{port}")]);
         if !self.settings.has_rate_limits {
             let plenty = "100000";
             command.args(["--requests-per-second", plenty, "--sign-ins-per-minute", plenty]);
@@ -329,10 +335,9 @@ impl System {
         }
         command.args(&self.settings.ui).envs(self.settings.ui_environment.clone());
         let mut ui = Process::start("ui", &mut command, self.path())?;
-        let health = format!("{}/healthz", self.url());
+        let health = format!("http://127.0.0.1:{port}/healthz");
         wait_until_ready(&mut ui, async || reqwest::get(&health).await.is_ok()).await?;
-        self.ui = Some(ui);
-        Ok(())
+        Ok(ui)
     }
 
     /// Starts a worker, and waits until its machine is online. The machine keeps the identity of an earlier run.

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use crate::{
     access::{OpenStreams, RateLimits, Sessions, Users},
     request_span,
-    state::{Changes, MachineCache, UploadQuota},
+    state::{Changes, MachineCache, Uploads},
 };
 
 /// The broker's address and certificate for machines.
@@ -44,7 +44,7 @@ pub(crate) struct App {
     pub(crate) js: Context,
     pub(crate) artifacts: Files,
     pub(crate) inputs: Files,
-    pub(crate) upload_quota: UploadQuota,
+    pub(crate) uploads: Uploads,
     pub(crate) changes: Changes,
     pub(crate) machines: MachineCache,
     /// Limits the number of concurrent searches through logs.

@@ -46,25 +46,10 @@ impl<K: Eq + Hash> KeyedLimit<K> {
         Some(Share { limit: self.clone(), key, amount })
     }
 
-    /// The amount that a key uses.
-    pub(crate) fn amount<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> u64
-    where
-        K: std::borrow::Borrow<Q>,
-    {
-        self.amounts().get(key).copied().unwrap_or(0)
-    }
-
     /// True if no key uses anything.
     #[cfg(test)]
     pub(crate) fn is_unused(&self) -> bool {
         self.amounts().is_empty()
-    }
-}
-
-impl<K: Eq + Hash> Share<K> {
-    /// Adds another share of the same key to this share. Both are released together.
-    pub(crate) fn merge(&mut self, mut other: Self) {
-        self.amount = self.amount.saturating_add(std::mem::take(&mut other.amount));
     }
 }
 
@@ -106,16 +91,6 @@ mod tests {
     fn a_refused_key_takes_no_memory() {
         let limit = KeyedLimit::default();
         assert!(limit.take("a", 11, 10).is_none());
-        assert!(limit.is_unused());
-    }
-
-    #[test]
-    fn merged_shares_are_released_together() {
-        let limit = KeyedLimit::default();
-        let mut both = limit.take("a", 3, 10).unwrap();
-        both.merge(limit.take("a", 4, 10).unwrap());
-        assert!(limit.take("a", 4, 10).is_none());
-        drop(both);
         assert!(limit.is_unused());
     }
 }

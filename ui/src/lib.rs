@@ -13,6 +13,7 @@ mod chart;
 mod conditional;
 pub mod config;
 mod connection_limit;
+mod drained_body;
 mod earnings;
 mod error;
 mod escape;

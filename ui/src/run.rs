@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use async_nats::jetstream::Context;
 use gpubnb_events::{Clock as _, Millis, SystemClock, subject::UI_INBOX};
 use gpubnb_files::Files;
-use gpubnb_log::stream::{ARTIFACTS, ARTIFACTS_KEPT, CREDENTIALS, INPUTS, INPUTS_KEPT, SESSIONS};
+use gpubnb_log::stream::{ARTIFACTS, ARTIFACTS_KEPT, CREDENTIALS, INPUTS, INPUTS_KEPT, SESSIONS, UPLOADS};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
     monitor,
@@ -24,7 +24,7 @@ use crate::{
     app::{App, Broker},
     config::RunArgs,
     serve::serve,
-    state::{Changes, MachineCache, UploadQuota, watch_stores},
+    state::{Changes, MachineCache, Uploads, watch_stores},
 };
 
 /// The time for which an invitation of an operator is valid.
@@ -56,6 +56,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.spawn(watch_stores([(INPUTS, inputs.clone()), (ARTIFACTS, artifacts.clone())], shutdown.clone()));
     let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
     let sessions = Sessions::new(sessions);
+    let uploads = js.get_key_value(UPLOADS).await.with_context(|| format!("UPLOADS {MISSING}"))?;
     tasks.spawn(users.clone().listen(shutdown.clone()));
     tasks.spawn(sessions.clone().listen(shutdown.clone()));
     let app = App {
@@ -67,7 +68,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
             sign_ups_per_minute: args.sign_ups_per_minute,
         }),
         streams: OpenStreams::default(),
-        upload_quota: UploadQuota::default(),
+        uploads: Uploads::new(uploads, Arc::new(SystemClock)),
         behind_proxy: args.behind_proxy,
         broker: Broker { url: args.machines_nats.clone().unwrap_or_else(|| nats.nats.clone()), authority },
         queries,

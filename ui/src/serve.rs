@@ -30,6 +30,7 @@ use crate::{
     conditional,
     config::RunArgs,
     connection_limit::ConnectionLimit,
+    drained_body::drain_body,
     error::{ApiError, PageError, Problem},
     extract::is_api_path,
     page, request_span, routes,
@@ -116,6 +117,7 @@ fn router(app: App, tls: bool) -> Router {
         .layer(CompressionLayer::new().compress_when(Compressible))
         .layer(middleware::from_fn(measure_request))
         .layer(CsrfLayer::new().with_rejection_response(cross_site_refusal))
+        .layer(middleware::from_fn(drain_body))
         .layer(SetResponseHeaderLayer::if_not_present(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CSP)))
         .layer(fixed_header("x-content-type-options", "nosniff"))
         .layer(fixed_header("x-frame-options", "DENY"))

@@ -45,6 +45,8 @@ pub const JOBENV: &str = "JOBENV";
 
 /// Bucket of the bytes of output that each account's jobs have written.
 pub const OUTPUTUSE: &str = "OUTPUTUSE";
+/// Bucket of the uploads that run now: the room that each of them takes of its store.
+pub const UPLOADS: &str = "UPLOADS";
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
@@ -54,7 +56,7 @@ const MAX_CONSUMERS: i32 = 10_000;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 const MIB: i64 = 1 << 20;
 /// Key-value buckets, and the time that an entry is kept after its last change; zero: for ever.
-const BUCKETS: [(&str, Duration); 7] = [
+const BUCKETS: [(&str, Duration); 8] = [
     (LEADERS, Duration::from_secs(10)),
     (CREDENTIALS, Duration::ZERO),
     (CHECKPOINTS, Duration::ZERO),
@@ -63,6 +65,8 @@ const BUCKETS: [(&str, Duration); 7] = [
     // A job waits for at most a week and runs for at most a week.
     (JOBENV, Duration::from_secs(15 * 24 * 3_600)),
     (OUTPUTUSE, Duration::ZERO),
+    // No attempt uploads for a longer time.
+    (UPLOADS, DAY),
 ];
 /// The time that a browser stays signed in.
 pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);

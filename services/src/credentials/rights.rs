@@ -3,7 +3,7 @@
 use gpubnb_events::subject;
 use gpubnb_log::stream::{
     ARTIFACTS, CHECKPOINTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, OUTPUTUSE,
-    SESSIONS, SNAPSHOTS, TELEMETRY, bucket_stream, store_stream,
+    SESSIONS, SNAPSHOTS, TELEMETRY, UPLOADS, bucket_stream, store_stream,
 };
 
 use super::jwt::{ConnectionLimits, Permissions, SharedSubject};
@@ -227,7 +227,7 @@ fn web_server_rights() -> Vec<String> {
     let mut subjects: Vec<_> =
         ["account", "job", "market", "enrollment"].iter().map(|area| subject::command(area, "*")).collect();
     subjects.push(subject::query("*"));
-    subjects.extend([CREDENTIALS, SESSIONS].into_iter().flat_map(bucket_rights));
+    subjects.extend([CREDENTIALS, SESSIONS, UPLOADS].into_iter().flat_map(bucket_rights));
     subjects.extend([ARTIFACTS, INPUTS].into_iter().flat_map(object_store_rights));
     subjects.extend(reader_rights_with_removal(OUTPUT));
     subjects

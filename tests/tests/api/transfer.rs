@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use gpubnb_events::{Clock as _, CommandId, Lease, Millis, Seq, SystemClock, subject::UI_INBOX, transfer::PART_BYTES};
 use gpubnb_log::stream::{ARTIFACTS, store_stream};
 use gpubnb_runtime::{
@@ -10,6 +11,7 @@ use gpubnb_runtime::{
 };
 use gpubnb_tests::{
     api_client::ApiClient,
+    programs::free_port,
     system::{MarketSettings, System},
 };
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
@@ -212,4 +214,42 @@ async fn no_account_takes_more_than_its_share_of_the_inputs_and_free_accounts_sh
     let (last, before) = uploads.split_last().unwrap();
     assert!(before[..2].iter().all(|(status, _)| *status == StatusCode::CREATED), "{uploads:?}");
     assert!(last.1.starts_with("StoreFull"), "{uploads:?}");
+}
+
+#[tokio::test]
+async fn two_web_servers_together_keep_the_shares_and_never_replace_a_file() {
+    let services = ["--inputs-mib", "64"].map(str::to_owned).into();
+    let system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
+    let port = free_port().unwrap();
+    let _second_server = system.start_ui_at(port).await.unwrap();
+    let at_second = |account: &ApiClient| {
+        let mut account = account.clone();
+        account.url = format!("http://127.0.0.1:{port}");
+        account
+    };
+    let account = ApiClient::sign_up(&system.url(), "free").await.unwrap();
+    let servers = [&account, &at_second(&account)];
+
+    // The share has 16 MiB, so three of these files fit. An upload claims its room before its bytes arrive.
+    let uploads = (0..8).map(|number| upload(servers[number % 2], 5));
+    let statuses: Vec<_> = join_all(uploads).await.into_iter().map(|(status, _)| status).collect();
+    let stored = statuses.iter().filter(|status| **status == StatusCode::CREATED).count();
+    let refused = statuses.iter().filter(|status| **status == StatusCode::INSUFFICIENT_STORAGE).count();
+    assert_eq!((stored, refused), (3, 5), "{statuses:?}");
+    for server in servers {
+        assert_eq!(upload(server, 5).await.0, StatusCode::INSUFFICIENT_STORAGE);
+    }
+    assert_eq!(upload(servers[1], 1).await.0, StatusCode::CREATED, "the rest of the share can be used at once");
+
+    // One id never names two files.
+    let rich = ApiClient::sign_up(&system.url(), "rich").await.unwrap();
+    rich.deposit("10").await.unwrap();
+    let servers = [&rich, &at_second(&rich)];
+    let path = format!("/api/v1/inputs/{}", CommandId::generate());
+    let put =
+        |server: usize, byte: u8| servers[server].build_request(Method::PUT, &path).body(vec![byte; 1_000]).send();
+    let answers = join_all([put(0, b'a'), put(1, b'b')]).await;
+    let mut statuses: Vec<_> = answers.into_iter().map(|answer| answer.unwrap().status().as_u16()).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409]);
 }

@@ -173,8 +173,13 @@ impl Files {
             Backend::Jetstream(store) => store.delete(name).await,
             Backend::Bucket(store) => store.delete(name).await,
         };
-        self.listed().take();
+        self.forget_usage();
         deleted
+    }
+
+    /// Makes the next [`Self::usage`] list the store again.
+    pub fn forget_usage(&self) {
+        self.listed().take();
     }
 
     /// The bytes of each owner, as the store itself lists them. The listing is up to ten seconds old, and also contains

@@ -6,11 +6,11 @@
 mod changes;
 mod machine_cache;
 mod stores;
-mod upload_quota;
+pub(crate) mod uploads;
 
 pub(crate) use self::{
     changes::{Change, Changes, next_change, pending_changes},
     machine_cache::MachineCache,
     stores::watch_stores,
-    upload_quota::{Reservation, UploadQuota},
+    uploads::Uploads,
 };

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
 };
 use gpubnb_events::{
-    JobId, Lease, Millis, Seq,
+    JobId, Lease, Seq,
     transfer::{PART_BYTES, Received},
 };
 use gpubnb_files::{Files, NewFile, Owner};
@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::{
     parts::{self, PartialFile},
-    share::{Store, claim},
+    share::{NewUpload, Store, claim},
     store::{artifact_name, bad_permit, check_attempt, content_length, run_to_completion, store_body, unavailable},
 };
 use crate::{
@@ -26,9 +26,6 @@ use crate::{
     error::{ApiError, Problem},
     extract::{Path, Query},
 };
-
-/// The time for which a finished upload counts in the quota of its attempt. No attempt uploads for a longer time.
-const UPLOADS_COUNT_FOR: Millis = Millis(24 * 3_600_000);
 
 /// Verifies a worker's permit to upload a file of its attempt. Returns the maximum number of bytes that the attempt may
 /// upload, the lease, the owner of the job, and the file's name in the store.
@@ -89,33 +86,28 @@ pub(crate) async fn put(
         return Err(Problem::too_large().into());
     }
     let store = Store { files: &app.artifacts, name: ARTIFACTS, most: u64::MAX, most_files: usize::MAX, days: 30 };
-    let claim = match claim(&app, store, owner, whole - before.bytes()).await {
+    let (remaining, attempt) = (whole - before.bytes(), Some((lease, max_bytes)));
+    let claim = match claim(&app, store, NewUpload { file: name.clone(), owner, bytes: remaining, attempt }).await {
         Err(problem) if problem.status == StatusCode::INSUFFICIENT_STORAGE.as_u16() => {
             before.remove(&app.artifacts, &name).await?;
             return Err(problem.into());
         }
         claimed => claimed?,
     };
-    let Some(reservation) = app.upload_quota.reserve(lease.to_string(), bytes, max_bytes) else {
-        return Err(Problem::too_large().into());
-    };
-    let (files, now) = (app.artifacts.clone(), app.now());
+    let files = app.artifacts.clone();
     let body = request.into_body();
-    run_to_completion(async move {
+    let upload = async move {
         let (mut partial, object) = (before, parts::new_object(&name, part));
         let file = NewFile { name: object.clone(), owner, metadata: HashMap::new() };
         store_body(&files, file, body, bytes, |piece| partial.update(piece)).await?;
         partial.add_object(object);
         if is_last {
-            partial.complete(&files, owner, &name).await?;
+            partial.complete(&files, owner, &name).await
         } else {
-            partial.save(&files, owner, &name, part).await?;
+            partial.save(&files, owner, &name, part).await
         }
-        drop(claim);
-        reservation.complete(now, UPLOADS_COUNT_FOR);
-        Ok(())
-    })
-    .await?;
+    };
+    run_to_completion(claim.run(bytes, upload)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use utoipa::ToSchema;
 
 use super::{
-    share::{Store, claim},
+    share::{NewUpload, Store, claim},
     store::{content_length, has_money, input_name, run_to_completion, store_body, unavailable},
 };
 use crate::{
@@ -54,10 +54,6 @@ pub(crate) async fn put_input(
     request: Request,
 ) -> Result<(StatusCode, Json<StoredInput>), ApiError> {
     let name = input_name(signed_in.account, input);
-    // Only one upload of an id runs at a time. Otherwise a second upload could replace a file that a job already names.
-    let alone = app.upload_quota.reserve(format!("input/{name}"), 1, 1).ok_or_else(|| {
-        Problem::new(StatusCode::CONFLICT, "InProgress", "A file with this id is being uploaded: wait for its end.")
-    })?;
     if let Some(known) = app.inputs.info(&name).await.map_err(unavailable)? {
         let FileInfo { bytes, sha256, .. } = known;
         if !has_content(request, bytes, &sha256).await? {
@@ -70,14 +66,17 @@ pub(crate) async fn put_input(
     let store = Store { files: &app.inputs, name: INPUTS, most: MAX_ACCOUNT_BYTES, most_files: MAX_FILES, days: 15 };
     let has_money = has_money(&app, signed_in.actor(), signed_in.account).await?;
     let owner = Owner { account: signed_in.account, has_money };
-    let claim = claim(&app, store, owner, bytes).await?;
+    let claim = claim(&app, store, NewUpload { file: name.clone(), owner, bytes, attempt: None }).await?;
+    // A second upload must not replace a file that a job already names.
+    if app.inputs.info(&name).await.map_err(unavailable)?.is_some() {
+        claim.release().await;
+        let detail = "A file with this id was stored at this moment: upload the file again.";
+        return Err(Problem::new(StatusCode::CONFLICT, "InProgress", detail).into());
+    }
     let (files, body) = (app.inputs.clone(), request.into_body());
-    let stored = run_to_completion(async move {
-        let file = NewFile { name, owner, metadata: HashMap::new() };
-        let stored = store_body(&files, file, body, bytes, |_| ()).await;
-        drop((claim, alone));
-        stored
-    });
+    let file = NewFile { name, owner, metadata: HashMap::new() };
+    let stored =
+        run_to_completion(async move { claim.run(bytes, store_body(&files, file, body, bytes, |_| ())).await });
     let FileInfo { bytes, sha256, .. } = stored.await?;
     Ok((StatusCode::CREATED, Json(StoredInput { input, bytes, sha256 })))
 }

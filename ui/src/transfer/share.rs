@@ -4,11 +4,16 @@
 //! full for everybody.
 
 use axum::http::StatusCode;
+use gpubnb_events::Lease;
 use gpubnb_files::{Files, Owner};
 use tracing::warn;
 
 use super::store::unavailable;
-use crate::{app::App, error::Problem, state::Reservation};
+use crate::{
+    app::App,
+    error::Problem,
+    state::uploads::{self, Claim, Claims, Upload},
+};
 
 /// Each share is one quarter of the store.
 const SHARES: u64 = 4;
@@ -31,63 +36,95 @@ pub(super) struct Store<'a> {
     pub(super) days: u32,
 }
 
-/// The room that an upload in progress takes of its shares.
-#[must_use]
-pub(super) struct Claim {
-    _room: Reservation,
-    _own: Reservation,
-    _without_money: Option<Reservation>,
+/// An upload that claims room.
+pub(super) struct NewUpload {
+    /// The name of the file in the store.
+    pub(super) file: String,
+    pub(super) owner: Owner,
+    pub(super) bytes: u64,
+    /// The attempt that uploads, and the most bytes that it may upload; `None` for an input.
+    pub(super) attempt: Option<(Lease, u64)>,
 }
 
-/// Reserves room in a store for a file of this size, or refuses the file before its upload begins. A file that the
-/// store refused in the middle would leave its first pieces behind. Also returns the size of the store in bytes; `None`
-/// if the store has no limit.
-async fn reserve_room(app: &App, store: Store<'_>, bytes: u64) -> Result<(Option<u64>, Reservation), Problem> {
-    let room = store.files.room().await.map_err(unavailable)?;
-    // Each piece of a file takes a little more than its bytes.
-    let taken = bytes.saturating_add(bytes / 50).saturating_add(PIECES_RESERVE);
-    let free = room.most.map_or(u64::MAX, |most| most.saturating_sub(room.used));
-    if let Some(reservation) = app.upload_quota.reserve(store.name.to_owned(), taken, free) {
-        return Ok((room.most, reservation));
+/// Claims room for an upload, or refuses the file before its upload begins. A file that the store refused in the middle
+/// would leave its first pieces behind.
+pub(super) async fn claim(app: &App, store: Store<'_>, new: NewUpload) -> Result<Claim, Problem> {
+    let upload = Upload::new(new.file.clone(), new.owner, new.bytes, new.attempt.map(|(lease, _)| lease));
+    let _turn = app.uploads.turn().await;
+    for _ in 0..uploads::MAX_TRIES {
+        let (claims, revision) = app.uploads.read(store.name).await?;
+        fits(app, store, &new, &claims).await?;
+        if let Some(claim) = app.uploads.add(store.name, (claims, revision), &upload).await? {
+            return Ok(claim);
+        }
     }
-    warn!(store = store.name, bytes, used = room.used, most = room.most, "the store is full: a file is refused");
-    let detail = "The market has no room for more files at the moment. Files are removed by and by: try again later.";
-    Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "StoreFull", detail))
+    Err(uploads::busy())
 }
 
-/// Claims room for an upload of an account. The claim is made before the stored files are counted, so that two uploads
-/// cannot use the same free bytes.
-pub(super) async fn claim(app: &App, store: Store<'_>, owner: Owner, bytes: u64) -> Result<Claim, Problem> {
-    let account = owner.account;
-    let (most, room) = reserve_room(app, store, bytes).await?;
-    let share = most.map_or(u64::MAX, |most| most / SHARES);
-    let own_share = share.min(store.most);
-    let counted = bytes.max(LEAST_BYTES);
+/// Refuses an upload that runs already, or that has no room beside the stored files and the claims of other uploads.
+async fn fits(app: &App, store: Store<'_>, new: &NewUpload, claims: &Claims) -> Result<(), Problem> {
+    match new.attempt {
+        // A worker takes a conflict for a sign that the file is stored.
+        None if claims.has(&new.file) => {
+            let detail = "A file with this id is being uploaded: wait for its end.";
+            return Err(Problem::new(StatusCode::CONFLICT, "InProgress", detail));
+        }
+        None => {}
+        Some((lease, max_bytes)) => {
+            let stored = app.uploads.stored_by(lease).await?;
+            if stored.saturating_add(claims.of_attempt(lease)).saturating_add(new.bytes) > max_bytes {
+                return Err(Problem::too_large());
+            }
+        }
+    }
+    match (fits_store(store, new, claims).await, claims.without_stored()) {
+        // The listing of the store may have the files that are stored already. A new listing certainly has them.
+        (Err(_), Some(running)) => {
+            store.files.forget_usage();
+            fits_store(store, new, &running).await
+        }
+        (result, _) => result,
+    }
+}
+
+/// Refuses an upload that has no room beside the stored files and the claims of other uploads.
+async fn fits_store(store: Store<'_>, new: &NewUpload, claims: &Claims) -> Result<(), Problem> {
+    let room = store.files.room().await.map_err(unavailable)?;
+    let needed = room.used.saturating_add(claims.total(with_pieces)).saturating_add(with_pieces(new.bytes));
+    if room.most.is_some_and(|most| needed > most) {
+        let (bytes, used, most) = (new.bytes, room.used, room.most);
+        warn!(store = store.name, bytes, used, most, "the store is full: a file is refused");
+        let detail =
+            "The market has no room for more files at the moment. Files are removed by and by: try again later.";
+        return Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "StoreFull", detail));
+    }
     let no_room = |detail: &str| {
         let detail = format!("{detail} Each file is removed after {} days.", store.days);
-        Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail)
-    };
-    let own_full = || no_room(&format!("Your files may take {} MiB together.", own_share >> 20));
-    let shared_full =
-        || no_room("The room for files of accounts without money is full. Add funds on the page Wallet, or wait.");
-    let (own_key, shared_key) = (format!("{}/{account}", store.name), format!("{}/without money", store.name));
-    let own = app.upload_quota.reserve(own_key.clone(), counted, own_share).ok_or_else(own_full)?;
-    let without_money = if owner.has_money {
-        None
-    } else {
-        Some(app.upload_quota.reserve(shared_key.clone(), counted, share).ok_or_else(shared_full)?)
+        Err(Problem::new(StatusCode::INSUFFICIENT_STORAGE, "NoRoom", detail))
     };
     let usage = store.files.usage().await.map_err(unavailable)?;
-    let (stored, free) = (usage.of(account), usage.without_money());
-    let fits = |stored: u64, key: &str, most: u64| stored.saturating_add(app.upload_quota.reserved(key)) <= most;
-    if stored.files >= store.most_files {
-        return Err(no_room(&format!("You may have {} files.", store.most_files)));
+    let Owner { account, has_money } = new.owner;
+    let share = room.most.map_or(u64::MAX, |most| most / SHARES);
+    let own_share = share.min(store.most);
+    let sum = |stored: u64, claimed: u64| stored.saturating_add(claimed).saturating_add(counted(new.bytes));
+    if usage.of(account).files + claims.files_of(account) >= store.most_files {
+        return no_room(&format!("You may have {} files.", store.most_files));
     }
-    if !fits(stored.bytes, &own_key, own_share) {
-        return Err(own_full());
+    if sum(usage.of(account).bytes, claims.of(account, counted)) > own_share {
+        return no_room(&format!("Your files may take {} MiB together.", own_share >> 20));
     }
-    if !owner.has_money && !fits(free.bytes, &shared_key, share) {
-        return Err(shared_full());
+    if !has_money && sum(usage.without_money().bytes, claims.without_money(counted)) > share {
+        return no_room("The room for files of accounts without money is full. Add funds on the page Wallet, or wait.");
     }
-    Ok(Claim { _room: room, _own: own, _without_money: without_money })
+    Ok(())
+}
+
+/// The bytes that a file counts in its share.
+fn counted(bytes: u64) -> u64 {
+    bytes.max(LEAST_BYTES)
+}
+
+/// The bytes that a file takes of a store: each piece of the file takes a little more than its bytes.
+fn with_pieces(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 50).saturating_add(PIECES_RESERVE)
 }

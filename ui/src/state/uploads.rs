@@ -1,0 +1,311 @@
+//! The uploads that run now, of all web servers together, in a bucket of the broker. A store of files knows only its
+//! complete files, so an upload claims its room here before it begins. Two uploads cannot use the same free bytes, also
+//! if two web servers receive them.
+//!
+//! Each store has one entry with all its claims. A web server reads the entry, decides whether the upload fits, and
+//! writes the entry back on condition that nobody has changed the entry meanwhile.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::kv;
+use gpubnb_events::{AccountId, Clock, CommandId, Lease, Millis, Timestamp};
+use gpubnb_files::Owner;
+use gpubnb_runtime::rpc::RpcError;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tracing::warn;
+
+use crate::error::Problem;
+
+/// A claim ends this long after it was renewed last, for example because its web server was killed.
+const CLAIM_LIFE: Millis = Millis(60_000);
+/// Time between two renewals.
+const RENEW_EVERY: Duration = Duration::from_secs(20);
+/// The claim of a stored file stays for this long. It is longer than web servers use a listing of the store
+/// (`ui/files`), so that each file is in the listing or has a claim.
+const STORED_LIFE: Millis = Millis(15_000);
+/// Most claims of a store.
+const MAX_CLAIMS: usize = 1_000;
+/// Most claims of one account, and of all accounts without money together.
+const MAX_OWN_CLAIMS: usize = MAX_CLAIMS / 4;
+/// Most tries to change an entry that other web servers change.
+pub(crate) const MAX_TRIES: u32 = 20;
+
+/// The room that one upload takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Upload {
+    id: CommandId,
+    /// The name of the file in the store.
+    file: String,
+    account: AccountId,
+    has_money: bool,
+    bytes: u64,
+    /// The attempt that uploads the file; `None` for an input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lease: Option<Lease>,
+    /// True when the file is stored.
+    #[serde(default)]
+    is_stored: bool,
+    /// When the claim ends, unless it is renewed.
+    until: Timestamp,
+}
+
+impl Upload {
+    /// An upload of `bytes` bytes that takes the share of `owner`.
+    pub(crate) fn new(file: String, owner: Owner, bytes: u64, lease: Option<Lease>) -> Self {
+        let Owner { account, has_money } = owner;
+        let (id, until) = (CommandId::generate(), Timestamp::EPOCH);
+        Self { id, file, account, has_money, bytes, lease, is_stored: false, until }
+    }
+}
+
+/// The claims of a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Claims(Vec<Upload>);
+
+impl Claims {
+    fn sum(&self, counts: impl Fn(&Upload) -> bool, bytes: impl Fn(u64) -> u64) -> u64 {
+        self.0.iter().filter(|upload| counts(upload)).fold(0, |sum, upload| sum.saturating_add(bytes(upload.bytes)))
+    }
+
+    /// The bytes of all uploads, where `bytes` gives the room that an upload of a certain size takes.
+    pub(crate) fn total(&self, bytes: impl Fn(u64) -> u64) -> u64 {
+        self.sum(|_| true, bytes)
+    }
+
+    /// The bytes of an account's uploads.
+    pub(crate) fn of(&self, account: AccountId, bytes: impl Fn(u64) -> u64) -> u64 {
+        self.sum(|upload| upload.account == account, bytes)
+    }
+
+    /// The number of an account's uploads.
+    pub(crate) fn files_of(&self, account: AccountId) -> usize {
+        self.0.iter().filter(|upload| upload.account == account).count()
+    }
+
+    /// The bytes of the uploads of all accounts without money.
+    pub(crate) fn without_money(&self, bytes: impl Fn(u64) -> u64) -> u64 {
+        self.sum(|upload| !upload.has_money, bytes)
+    }
+
+    /// The bytes of an attempt's uploads that still run.
+    pub(crate) fn of_attempt(&self, lease: Lease) -> u64 {
+        self.sum(|upload| upload.lease == Some(lease) && !upload.is_stored, |bytes| bytes)
+    }
+
+    /// True if an upload of this file runs.
+    pub(crate) fn has(&self, file: &str) -> bool {
+        self.0.iter().any(|upload| upload.file == file && !upload.is_stored)
+    }
+
+    /// These claims without the files that are stored already, for somebody who has listed the store after reading the
+    /// claims; `None` if there are no such files.
+    pub(crate) fn without_stored(&self) -> Option<Self> {
+        let running: Vec<_> = self.0.iter().filter(|upload| !upload.is_stored).cloned().collect();
+        (running.len() < self.0.len()).then_some(Self(running))
+    }
+
+    /// Adds an upload; false if there are too many.
+    fn add(&mut self, upload: Upload) -> bool {
+        let running = |counts: &dyn Fn(&Upload) -> bool| self.0.iter().filter(|known| counts(known)).count();
+        let is_bounded = self.0.len() < MAX_CLAIMS
+            && running(&|known| known.account == upload.account) < MAX_OWN_CLAIMS
+            && (upload.has_money || running(&|known| !known.has_money) < MAX_OWN_CLAIMS);
+        if is_bounded {
+            self.0.push(upload);
+        }
+        is_bounded
+    }
+}
+
+/// The claims of all stores.
+#[derive(Clone)]
+pub(crate) struct Uploads {
+    bucket: kv::Store,
+    clock: Arc<dyn Clock>,
+    /// One upload of this web server decides at a time, so that uploads wait for each other and need not try again.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Uploads {
+    pub(crate) fn new(bucket: kv::Store, clock: Arc<dyn Clock>) -> Self {
+        Self { bucket, clock, turn: Arc::default() }
+    }
+
+    /// Waits until no other upload of this web server decides. Hold the guard while [`Self::read`] and [`Self::add`]
+    /// decide about an upload.
+    pub(crate) async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// Adds the claim of an upload to the claims that [`Self::read`] returned with a revision. `None` if another web
+    /// server has changed them since: read them again.
+    pub(crate) async fn add(
+        &self,
+        store: &'static str,
+        (mut claims, revision): (Claims, u64),
+        upload: &Upload,
+    ) -> Result<Option<Claim>, Problem> {
+        let upload = Upload { until: self.clock.now().plus(CLAIM_LIFE), ..upload.clone() };
+        if !claims.add(upload.clone()) {
+            return Err(RpcError::Unavailable("many files are being uploaded: try again".to_owned()).into());
+        }
+        let is_added = self.write(store, &claims, revision).await?;
+        Ok(is_added.then(|| Claim { uploads: self.clone(), store, upload }))
+    }
+
+    /// The bytes that an attempt has stored.
+    pub(crate) async fn stored_by(&self, lease: Lease) -> Result<u64, Problem> {
+        Ok(self.stored_entry(&stored_key(lease)).await?.0)
+    }
+
+    async fn stored_entry(&self, key: &str) -> Result<(u64, u64), Problem> {
+        let entry = self.bucket.entry(key).await.map_err(|e| unavailable(&e))?;
+        Ok(entry.map_or((0, 0), |entry| (serde_json::from_slice(&entry.value).unwrap_or(u64::MAX), entry.revision)))
+    }
+
+    async fn add_stored(&self, lease: Lease, bytes: u64) -> Result<(), Problem> {
+        let key = stored_key(lease);
+        for _ in 0..MAX_TRIES {
+            let (stored, revision) = self.stored_entry(&key).await?;
+            if self.write(&key, &stored.saturating_add(bytes), revision).await? {
+                return Ok(());
+            }
+        }
+        Err(busy())
+    }
+
+    /// Changes the claims of a store.
+    async fn change(&self, store: &str, change: impl Fn(&mut Vec<Upload>)) -> Result<(), Problem> {
+        for _ in 0..MAX_TRIES {
+            let (mut claims, revision) = self.read(store).await?;
+            change(&mut claims.0);
+            if self.write(store, &claims, revision).await? {
+                return Ok(());
+            }
+        }
+        Err(busy())
+    }
+
+    /// The claims of a store that have not ended, and the revision of their entry.
+    pub(crate) async fn read(&self, store: &str) -> Result<(Claims, u64), Problem> {
+        let entry = self.bucket.entry(store).await.map_err(|e| unavailable(&e))?;
+        // Claims that cannot be read are replaced. They would end within a minute.
+        let parse =
+            |entry: kv::Entry| (serde_json::from_slice::<Claims>(&entry.value).unwrap_or_default(), entry.revision);
+        let (mut claims, revision) = entry.map(parse).unwrap_or_default();
+        let now = self.clock.now();
+        claims.0.retain(|upload| now < upload.until);
+        Ok((claims, revision))
+    }
+
+    /// Writes an entry; false if somebody has changed the entry since this revision.
+    async fn write(&self, key: &str, value: &impl Serialize, revision: u64) -> Result<bool, Problem> {
+        let value = serde_json::to_vec(value).map_err(|e| unavailable(&e))?;
+        match self.bucket.update(key, value.into(), revision).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == kv::UpdateErrorKind::WrongLastRevision => Ok(false),
+            Err(e) => Err(unavailable(&e)),
+        }
+    }
+}
+
+/// The claim of one upload. A claim that is dropped ends within a minute.
+#[must_use]
+pub(crate) struct Claim {
+    uploads: Uploads,
+    store: &'static str,
+    upload: Upload,
+}
+
+impl Claim {
+    /// Runs the upload, and renews the claim meanwhile. Afterwards the bytes of the stored file count for its attempt.
+    pub(crate) async fn run<T>(
+        self,
+        bytes: u64,
+        upload: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        let mut upload = std::pin::pin!(upload);
+        let result = loop {
+            tokio::select! {
+                result = &mut upload => break result,
+                () = tokio::time::sleep(RENEW_EVERY) => self.set(false, CLAIM_LIFE).await,
+            }
+        };
+        if result.is_err() {
+            self.release().await;
+            return result;
+        }
+        if let Some(lease) = self.upload.lease {
+            self.uploads.add_stored(lease, bytes).await?;
+        }
+        self.set(true, STORED_LIFE).await;
+        result
+    }
+
+    /// Ends the claim of an upload that stores nothing.
+    pub(crate) async fn release(&self) {
+        let id = self.upload.id;
+        self.warn(self.uploads.change(self.store, |claims| claims.retain(|known| known.id != id)).await);
+    }
+
+    /// Renews the claim.
+    async fn set(&self, is_stored: bool, life: Millis) {
+        let upload = Upload { is_stored, until: self.uploads.clock.now().plus(life), ..self.upload.clone() };
+        let change = |claims: &mut Vec<Upload>| {
+            claims.retain(|known| known.id != upload.id);
+            claims.push(upload.clone());
+        };
+        self.warn(self.uploads.change(self.store, change).await);
+    }
+
+    fn warn(&self, changed: Result<(), Problem>) {
+        if let Err(problem) = changed {
+            warn!(store = self.store, problem = problem.detail, "the claim of an upload could not be changed");
+        }
+    }
+}
+
+fn stored_key(lease: Lease) -> String {
+    format!("stored-{}", lease.0)
+}
+
+pub(crate) fn busy() -> Problem {
+    RpcError::Unavailable("other web servers keep changing the claims of uploads: try again".to_owned()).into()
+}
+
+fn unavailable(e: &(dyn std::error::Error + 'static)) -> Problem {
+    RpcError::unavailable("the broker cannot count the uploads now; try again", e).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload(account: AccountId, has_money: bool) -> Upload {
+        Upload::new("file".to_owned(), Owner { account, has_money }, 5, None)
+    }
+
+    #[test]
+    fn claims_count_for_the_store_the_account_and_the_accounts_without_money() {
+        let (rich, poor) = (AccountId::generate(), AccountId::generate());
+        let mut claims = Claims::default();
+        assert!(claims.add(upload(rich, true)) && claims.add(upload(poor, false)) && claims.add(upload(rich, false)));
+        let twice = |bytes| bytes * 2;
+        assert_eq!((claims.total(twice), claims.of(rich, twice), claims.without_money(twice)), (30, 20, 20));
+        assert!(claims.has("file") && !claims.has("other"));
+        assert_eq!(claims.without_stored(), None);
+        claims.0[0].is_stored = true;
+        assert_eq!(claims.without_stored().unwrap().total(|bytes| bytes), 10);
+    }
+
+    #[test]
+    fn no_account_takes_all_claims() {
+        let mut claims = Claims::default();
+        let strangers = (0..MAX_CLAIMS).take_while(|_| claims.add(upload(AccountId::generate(), false))).count();
+        assert_eq!(strangers, MAX_OWN_CLAIMS);
+        let account = AccountId::generate();
+        assert_eq!((0..MAX_CLAIMS).take_while(|_| claims.add(upload(account, true))).count(), MAX_OWN_CLAIMS);
+        assert!(claims.add(upload(AccountId::generate(), true)));
+    }
+}
