@@ -143,7 +143,7 @@ pub(crate) struct PlacementArgs {
     /// Requires a machine with at least this percentage of attempts that ended without a fault of the machine.
     #[arg(long, conflicts_with = "machine", value_name = "PERCENT")]
     min_reliability: Option<u32>,
-    /// Requires a machine that passed every check of its self-test.
+    /// Requires a machine that passed its self-test.
     #[arg(long, conflicts_with = "machine")]
     verified: bool,
     /// Requires a GPU whose model name contains this text.

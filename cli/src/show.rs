@@ -49,9 +49,13 @@ pub(crate) async fn machines(api: &Api, json: bool) -> anyhow::Result<u8> {
         let gpus = if gpus == 0 { "CPU only".to_owned() } else { format!("{gpus} × {model}{simulated}") };
         let price = format!("{}/h", dollars(&m["offer"]["price"]));
         let name = text(&m["offer"]["name"]);
-        vec![text(&m["machine"]), name, text(&m["presence"]), text(&m["offer"]["region"]), gpus, price]
+        let slots = format!("{} of {}", m["free_slots"], m["offer"]["slots"]);
+        vec![text(&m["machine"]), name, text(&m["state"]), slots, text(&m["offer"]["region"]), gpus, price]
     };
-    print_table(&["MACHINE", "NAME", "STATE", "REGION", "GPU", "PRICE"], &machines.iter().map(row).collect::<Vec<_>>());
+    print_table(
+        &["MACHINE", "NAME", "STATE", "FREE", "REGION", "GPU", "PRICE"],
+        &machines.iter().map(row).collect::<Vec<_>>(),
+    );
     Ok(0)
 }
 
@@ -65,7 +69,8 @@ pub(crate) async fn jobs(api: &Api, state: Option<&str>, limit: u32, json: bool)
     }
     let row = |j: &Value| {
         let created = text(&j["submitted_at"]);
-        vec![text(&j["job"]), text(&j["spec"]["name"]), text(&j["state"]), created, dollars(&j["cost"])]
+        let cost = if j["cost"].is_null() { format!("{} held", dollars(&j["hold"])) } else { dollars(&j["cost"]) };
+        vec![text(&j["job"]), text(&j["spec"]["name"]), text(&j["state"]), created, cost]
     };
     print_table(&["JOB", "NAME", "STATE", "SUBMITTED", "COST"], &rows(&page).iter().map(row).collect::<Vec<_>>());
     Ok(0)

@@ -138,8 +138,15 @@ pub struct Quote {
     pub machine_name: Option<String>,
     /// Price per hour of that machine.
     pub price: Option<HourlyRate>,
+    /// The cost on that machine if the job uses its full time, at most the hold.
+    #[serde(default)]
+    pub expected: Option<MicroUsd>,
     /// The amount that the market would hold: the budget of the command, or the highest cost of the job.
     pub hold: MicroUsd,
+    /// The highest price that the hold pays for the full time. The job does not run on a machine with a higher price.
+    /// `None` if the command sets a budget.
+    #[serde(default)]
+    pub max_price: Option<HourlyRate>,
     /// The money that the account can spend now.
     pub available: MicroUsd,
     /// The latest time at which the job starts. If a suitable machine is free, this is the present time. Otherwise a

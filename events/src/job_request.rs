@@ -112,7 +112,7 @@ pub struct JobRequest {
     /// Least reliability of the machine: the share of its attempts that ended without a fault of the machine, percent.
     #[serde(deserialize_with = "number", skip_serializing_if = "Option::is_none")]
     pub min_reliability: Option<u32>,
-    /// True if the machine must have passed every check of its self-test.
+    /// True if the machine must have passed its self-test. Recommendations of the self-test do not count.
     #[serde(deserialize_with = "check_box", skip_serializing_if = "is_false")]
     pub verified: bool,
     /// True if the machine may have simulated GPUs.
@@ -200,7 +200,7 @@ impl JobRequest {
 
     /// The machine that the request names, or the requirements by which the market chooses one.
     fn placement(&self) -> Result<Placement, Refusal> {
-        let price_cap = dollars("price_cap_usd", self.price_cap_usd.as_deref())?.map(HourlyRate);
+        let price_cap = dollars("price_cap", self.price_cap_usd.as_deref())?.map(HourlyRate);
         let (gpu_model, region) = (not_blank(self.gpu_model.as_deref()), not_blank(self.region.as_deref()));
         let min_cuda = not_blank(self.min_cuda.as_deref()).map(str::parse).transpose();
         let min_cuda = min_cuda.map_err(|_| invalid("min_cuda", "Write the CUDA version as 12.4."))?;
@@ -233,7 +233,7 @@ impl JobRequest {
         let JobSpec { name, template, image, command, workdir, resources, egress, env, inputs } = spec;
         let Resources { cpu_millis, memory, shm, output, disk, pids, open_files, gpus, vram } = resources;
         let Placement { strategy, requirements } = placement;
-        let Limits { time, budget, max_attempts, queue } = limits;
+        let Limits { time, budget, max_attempts, queue, max_price } = limits;
         let Requirements { machine, price_cap, gpu_model, region, min_cuda, allow_simulated, reliability, verified } =
             requirements;
         let template = template.as_deref().and_then(template::find);
@@ -266,7 +266,8 @@ impl JobRequest {
             verified: *verified,
             allow_simulated: *allow_simulated && machine.is_none(),
             time_seconds: Some(time.0),
-            budget_usd: Some(without_sign(*budget)),
+            // A budget that the market chose may be another one the next time.
+            budget_usd: max_price.is_none().then(|| without_sign(*budget)),
             max_attempts: Some(*max_attempts),
             queue_seconds: Some(queue.0),
             env: env.iter().map(|name| (name.clone(), Secret(String::new()))).collect(),

@@ -2,7 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use gpubnb_events::{
-    CommandId, JobId, MachineId, MicroUsd, Seconds,
+    CommandId, HourlyRate, JobId, MachineId, MicroUsd, Seconds,
     command::{Secret, SubmitJob},
     event::JobSubmitted,
     job_request::{InputRequest, JobRequest},
@@ -130,8 +130,9 @@ fn submitted(request: JobRequest, job: JobId) -> JobSubmitted {
     let SubmitJob { spec, placement, time, budget, max_attempts, queue, .. } =
         request.into_command(job, inputs).unwrap();
     let hold = budget.unwrap_or(MicroUsd(1_234_567));
+    let max_price = budget.is_none().then_some(HourlyRate(hold));
     let (max_attempts, queue) = (max_attempts.unwrap_or(3), queue.unwrap_or(Seconds(86_400)));
-    let limits = Limits { time, budget: hold, max_attempts, queue };
+    let limits = Limits { time, budget: hold, max_attempts, queue, max_price };
     JobSubmitted {
         account: "01900000-0000-7000-8000-0000000000a1".parse().unwrap(),
         job,

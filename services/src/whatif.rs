@@ -101,8 +101,7 @@ impl Replay<'_> {
             let job = self.world.job(e.job)?;
             // A job that named a machine keeps this machine.
             let wanted = Placement { strategy, ..job.placement.clone() };
-            let request =
-                placement::Request { spec: &job.spec, placement: &wanted, avoid: &job.avoid, not_before: None };
+            let request = placement::Request { placement: &wanted, not_before: None, ..placement::Request::of(job) };
             let machine = placement::choose(&self.world, &request, recorded.at).machine?;
             let offer = self.world.machine(machine)?;
             (machine != e.machine)

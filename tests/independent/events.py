@@ -42,7 +42,8 @@ RESOURCES = {"cpu_millis": "count", "memory": "count", "shm?": "count", "output"
              "pids?": "count", "open_files?": "count", "gpus=": "count", "vram=": "count"}
 SPEC = {"name": "text", "template?": "text", "image": "text", "command=": ["text"], "workdir?": "text",
         "resources": RESOURCES, "egress=": HOSTS, "env?": "any", "inputs?": "any"}
-LIMITS = {"time": "count", "budget": "count", "max_attempts": "count", "queue": "count"}
+LIMITS = {"time": "count", "budget": "count", "max_attempts": "count", "queue": "count",
+          "max_price?": "count"}
 REQUIREMENTS = {"price_cap?": "count", "gpu_model?": "text", "min_cuda?": "any", "region?": "text",
                 "allow_simulated=": "flag", "reliability?": "count", "verified?": "flag"}
 WISH = ({"by": frozenset(("machine",)), "machine": "id", "price_cap?": "count"},
@@ -52,7 +53,8 @@ PLACEMENT = {"candidates": "count", "rejected": [{"reason": "text", "machines": 
 CHOSEN = {"name": "text", "price": "count", "won": "text"}
 METERING = {"broker": "count", "worker?": "count", "limit": "count", "budget?": "count", "billed": "count",
             "started": "count", "ended": "count"}
-CHECKED = [{"id": "text", "actual": "any", "required": "any", "unit": "text", "passed": "flag", "remedy?": "any"}]
+CHECKED = [{"id": "text", "actual": "any", "required": "any", "unit": "text", "passed": "flag", "remedy?": "any",
+            "recommended?": "flag"}]
 SPEED = {"gpus=": ("null", "count"), "measured": "count", "core": ("null", "count")}
 STEP = {"job": "id", "lease": "count"}
 LOG = {"lines": "count", "sha256": "text", "signature": "text"}

@@ -66,6 +66,7 @@ class Job:
         self.account: str = submitted.body["account"]
         self.hold: int = submitted.body["hold"]
         self.wish: Dict[str, Any] = submitted.body["placement"]
+        self.max_price: Optional[int] = submitted.body["limits"].get("max_price")
         self.need: Need = need(submitted)
         self.state = "Queued"
         self.last_seq = submitted.seq

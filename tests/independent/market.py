@@ -203,7 +203,7 @@ class Market:
         elif name == "MachineTested":
             checks = event.body["checks"]
             gpu, core = measured(event)
-            verified = bool(checks) and all(one["passed"] for one in checks)
+            verified = bool(checks) and all(one["passed"] or one.get("recommended", False) for one in checks)
             self._change(event, id, verified=verified, gpu_speed=gpu, core_speed=core)
         elif name in ("MachinePaused", "MachineResumed") and away:
             self._change(event, id, away=name == "MachinePaused")

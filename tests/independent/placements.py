@@ -42,12 +42,14 @@ class Decision(NamedTuple):
     winner: Optional[str]
 
 
-def wish(placement: Dict[str, Any]) -> Wish:
-    """The wish in `placement` of a submission."""
+def wish(placement: Dict[str, Any], max_price: Optional[int] = None) -> Wish:
+    """The wish in `placement` of a submission, with `max_price` of its limits."""
+    caps = [placement.get("price_cap"), placement.get("requirements", {}).get("price_cap"), max_price]
+    price_cap = min((cap for cap in caps if cap is not None), default=None)
     if placement["by"] == "machine":
-        return Wish("machine", placement["machine"], placement.get("price_cap"), None, None, None, True, 0, False)
+        return Wish("machine", placement["machine"], price_cap, None, None, None, True, 0, False)
     asked = placement.get("requirements", {})
-    return Wish(placement["by"], None, asked.get("price_cap"), asked.get("gpu_model"), asked.get("min_cuda"),
+    return Wish(placement["by"], None, price_cap, asked.get("gpu_model"), asked.get("min_cuda"),
                 asked.get("region"), asked.get("allow_simulated", False), asked.get("reliability") or 0,
                 asked.get("verified") or False)
 
@@ -202,7 +204,7 @@ class Placements:
 
     def _decide(self, job: Job, seq: int, nanos: int, by_output: bool) -> Decision:
         """Every machine's reason, and the winner, from the state after a sequence."""
-        asked, need = wish(job.wish), job.need
+        asked, need = wish(job.wish, job.max_price), job.need
         if by_output:
             need = need._replace(disk=need.output)
         reasons: Dict[str, Optional[str]] = {}

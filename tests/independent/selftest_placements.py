@@ -101,6 +101,26 @@ class Reasons(Case):
         log.assigned(submission, FAR, 2_000_000, candidates=1, rejected=(("Price", 1),))
         self.clean(log)
 
+    def test_max_price(self) -> None:
+        """The price limit of a submission without a budget, alone and beside a price cap."""
+        for asked in (cheapest(), cheapest(price_cap=2_500_000), {"by": "machine", "machine": FAR}):
+            log = bare(price=3_000_000)
+            log.listed(FAR, 2_000_000)
+            submission = log.submitted(wish=asked, max_price=2_000_000)
+            rejected = (("NotNamed", 1),) if asked["by"] == "machine" else (("Price", 1),)
+            won = {"won": "named"} if asked["by"] == "machine" else {}
+            log.assigned(submission, FAR, 2_000_000, candidates=1, rejected=rejected, **won)
+            self.clean(log)
+        log = bare(price=3_000_000)
+        log.assigned(log.submitted(max_price=2_000_000), price=3_000_000, candidates=1)
+        self.found(log, "placements", "the machine is no candidate: Price")
+
+    def test_recommendation(self) -> None:
+        log = bare()
+        log.tested(NEAR, None, 0, 1, passed=False, recommended=True)
+        log.assigned(log.submitted(wish=cheapest(verified=True)), candidates=1)
+        self.clean(log)
+
     def test_verified(self) -> None:
         log = bare()
         log.tested(NEAR, None, 0, 1, passed=False)

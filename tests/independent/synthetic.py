@@ -120,20 +120,24 @@ class Log:
         """Another event of a machine."""
         return self.add(name, {"machine": machine, **fields}, f"machine:{machine}")
 
-    def tested(self, machine: str, gpus: Optional[int], measured: int, core: Optional[int], passed: bool = True) -> int:
+    def tested(self, machine: str, gpus: Optional[int], measured: int, core: Optional[int], passed: bool = True,
+               recommended: bool = False) -> int:
         """A self-test."""
-        check = {"id": "c", "actual": "1", "required": "", "unit": "", "passed": passed}
+        check = {"id": "c", "actual": "1", "required": "", "unit": "", "passed": passed,
+                 **({"recommended": True} if recommended else {})}
         return self.add("MachineTested.v2", {"machine": machine, "checks": [check],
                                              "speed": {"gpus": gpus, "measured": measured, "core": core}})
 
     def submitted(self, job: str = JOB, hold: int = 500_000, wish: Optional[Fields] = None, account: str = CONSUMER,
-                  time: int = 600, attempts: int = 3, egress: Any = False, image: str = "i", **resources: int) -> int:
+                  time: int = 600, attempts: int = 3, egress: Any = False, image: str = "i",
+                  max_price: Optional[int] = None, **resources: int) -> int:
         """A job."""
         asked = {"cpu_millis": 1000, "memory": 1000, "output": 1000, "gpus": 0, "vram": 0, **resources}
         return self.add("JobSubmitted", {
             "account": account, "job": job, "hold": hold, "placement": wish or cheapest(),
             "spec": {"name": "j", "image": image, "command": [], "resources": asked, "egress": egress},
-            "limits": {"time": time, "budget": hold, "max_attempts": attempts, "queue": 86_400},
+            "limits": {"time": time, "budget": hold, "max_attempts": attempts, "queue": 86_400,
+                       **({} if max_price is None else {"max_price": max_price})},
         }, f"account:{account}")
 
     def assigned(self, submission: int, machine: str = NEAR, price: int = 1_000_000, job: str = JOB,

@@ -92,7 +92,7 @@ pub(crate) fn job_events(
     let lease = Lease(seq.next());
     let terms = Terms { price: HourlyRate(MicroUsd(360_000)), fee_basis_points: 1_000, provider };
     let spec = template.spec("bench");
-    let limits = Limits { time: Seconds(60), budget: hold, max_attempts: 3, queue: Seconds(600) };
+    let limits = Limits { time: Seconds(60), budget: hold, max_attempts: 3, queue: Seconds(600), max_price: None };
     let placement = Placement::default();
     let why = PlacementExplanation { candidates: 1, rejected: Vec::new(), chosen: None };
     let run = Millis(1_000);

@@ -127,8 +127,6 @@ if (log) {
     } catch (e) {
       results.textContent = `The search failed: ${e.message}. Try again.`;
     }
-    searchField.value = "";
-    applyFilter([...log.children]);
   });
   // Shows the line that the address names: `#L<lease>-<number>`.
   const showTarget = async () => {
@@ -156,6 +154,17 @@ if (log) {
   addEventListener("hashchange", showTarget);
   showTarget();
 }
+
+// The chosen tab is part of the address: `#receipt`.
+const chooseTab = () => {
+  const tab = document.getElementById(`tab-${location.hash.slice(1)}`);
+  if (tab?.name === "tab") tab.checked = true;
+};
+for (const tab of document.querySelectorAll("input[name=tab]")) {
+  tab.addEventListener("change", () => history.replaceState(null, "", `#${tab.id.slice("tab-".length)}`));
+}
+addEventListener("hashchange", chooseTab);
+chooseTab();
 
 const charts = document.getElementById("metrics");
 if (charts) {

@@ -5,8 +5,13 @@
 
 use std::borrow::Borrow;
 
-use gpubnb_events::{MicroUsd, Millis, Timestamp, command::Quote, spec::Mebibytes};
-use gpubnb_query::view::{JobView, MachineState};
+use gpubnb_events::{
+    MicroUsd, Millis, Timestamp,
+    command::Quote,
+    spec::{JobSpec, Mebibytes},
+    template,
+};
+use gpubnb_query::view::{JobState, JobView, MachineState};
 
 /// A size: `1.4 MiB`.
 pub(crate) fn bytes(bytes: impl Borrow<u64>) -> String {
@@ -113,7 +118,7 @@ pub(crate) fn machine_tone(state: &MachineState) -> &'static str {
 
 /// The colour class of a job's state.
 pub(crate) fn job_tone(row: &JobView) -> &'static str {
-    use gpubnb_query::view::JobState::{Accepted, Assigned, Cancelled, Collecting, Completed, Failed, Queued, Running};
+    use JobState::{Accepted, Assigned, Cancelled, Collecting, Completed, Failed, Queued, Running};
     match row.state {
         Completed => "good",
         Failed => "bad",
@@ -123,15 +128,57 @@ pub(crate) fn job_tone(row: &JobView) -> &'static str {
     }
 }
 
+/// A job's state in a word or two: `Failed`.
+pub(crate) fn job_state_name(row: &JobView) -> &'static str {
+    match (row.state, row.reason) {
+        (state, _) if row.cancel_requested && !state.is_over() => "Cancelling",
+        (JobState::Queued, Some(_)) => "Interrupted",
+        (JobState::Collecting, _) => "Saving its files",
+        (state, _) => state.name(),
+    }
+}
+
+/// The reason of a job's state, for a job that failed or waits to try again; otherwise empty.
+pub(crate) fn job_reason(row: &JobView) -> String {
+    let is_named = row.placement.requirements.machine.is_some();
+    match (row.state, row.reason) {
+        (JobState::Failed, Some(reason)) => reason.description(),
+        (JobState::Queued, Some(reason)) if is_named => {
+            format!("{}; waiting for the machine that you named", reason.description())
+        }
+        (JobState::Queued, Some(reason)) => format!("{}; waiting to try again", reason.description()),
+        _ => String::new(),
+    }
+}
+
 /// A job's state with its reason: `Failed: it ran out of memory`.
 pub(crate) fn job_state(row: &JobView) -> String {
-    use gpubnb_query::view::JobState;
-    let name = if row.cancel_requested && !row.state.is_over() { "Cancelling" } else { row.state.name() };
-    match (row.state, row.reason) {
-        (JobState::Failed, Some(reason)) => format!("{name}: {}", reason.description()),
-        (JobState::Queued, Some(reason)) => format!("Interrupted: {}; waiting to try again", reason.description()),
-        (JobState::Collecting, _) => "Saving its files".to_owned(),
-        _ => name.to_owned(),
+    match (job_state_name(row), job_reason(row)) {
+        (name, reason) if reason.is_empty() => name.to_owned(),
+        (name, reason) => format!("{name}: {reason}"),
+    }
+}
+
+/// The program of a job in a few words: the title of its template, or the image with a short digest.
+pub(crate) fn image(spec: &JobSpec) -> String {
+    if let Some(template) = spec.template.as_deref().and_then(template::find) {
+        return template.title.to_owned();
+    }
+    let name = spec.image.rsplit('/').next().unwrap_or_default();
+    match name.split_once("@sha256:") {
+        Some((name, digest)) => format!("{name}@{}…", digest.chars().take(6).collect::<String>()),
+        None => name.to_owned(),
+    }
+}
+
+/// A duration to the millisecond, for a receipt: `24.177 s`, `1 h 02 min 03 s`.
+pub(crate) fn exact_duration(duration: &Millis) -> String {
+    let (seconds, millis) = (duration.0 / 1_000, duration.0 % 1_000);
+    let rest = if millis == 0 { format!("{} s", seconds % 60) } else { format!("{}.{millis:03} s", seconds % 60) };
+    match (seconds / 3_600, seconds / 60 % 60) {
+        (0, 0) => rest,
+        (0, minutes) => format!("{minutes} min {rest}"),
+        (hours, minutes) => format!("{hours} h {minutes} min {rest}"),
     }
 }
 
@@ -167,5 +214,7 @@ mod tests {
         assert_eq!(duration(Millis(187_000)), "3 min 07 s");
         assert_eq!(duration(Millis(3_720_000)), "1 h 02 min");
         assert_eq!(signed(&MicroUsd(1_000_000)), "+$1.00");
+        assert_eq!(exact_duration(&Millis(24_177)), "24.177 s");
+        assert_eq!(exact_duration(&Millis(119_700_000)), "33 h 15 min 0 s");
     }
 }

@@ -3,8 +3,10 @@
 // Templates pass all arguments by reference.
 #![allow(clippy::trivially_copy_pass_by_ref)]
 
-use gpubnb_events::event::{self, Speed};
+use gpubnb_events::event::{self, Check, Speed};
 use gpubnb_query::view::ListedMachine;
+
+use crate::format;
 
 /// The number and model of the GPUs: `2 × RTX 4090`, or `CPU only`.
 pub(crate) fn gpus(row: &ListedMachine) -> String {
@@ -14,6 +16,13 @@ pub(crate) fn gpus(row: &ListedMachine) -> String {
         Some(first) if gpus.len() == 1 => first.model.clone(),
         Some(first) => format!("{} × {}", gpus.len(), first.model),
     }
+}
+
+/// The memory of the GPUs: `24 GiB`, or `2 × 24 GiB`. `None` without a GPU.
+pub(crate) fn vram(row: &ListedMachine) -> Option<String> {
+    let gpus = &row.offer.hardware.gpus;
+    let each = format::mebibytes(&gpus.first()?.memory);
+    Some(if gpus.len() == 1 { each } else { format!("{} × {each}", gpus.len()) })
 }
 
 /// The measured speed of a machine.
@@ -47,9 +56,22 @@ pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
     Some(Score { text: text(teraflops), per_dollar, per_dollar_text })
 }
 
-/// True if the machine says that it passed every check of its self-test.
+/// True if the machine says that it passed its self-test. Recommendations do not count.
 pub(crate) fn is_verified(row: &ListedMachine) -> bool {
     event::all_passed(&row.checks)
+}
+
+/// The recommendations of the self-test that the machine does not follow.
+pub(crate) fn recommendations(row: &ListedMachine) -> Vec<&Check> {
+    row.checks.iter().filter(|check| !check.passed && check.recommended).collect()
+}
+
+/// A check that did not pass, as sentences: `disk.room is 5 GiB. Needed: 20 GiB. Free some disk space.`
+pub(crate) fn failed_check(check: &Check) -> String {
+    let with_unit = |value: &str| format!("{value} {}", check.unit).trim().to_owned();
+    let required = with_unit(&check.required);
+    let needed = if check.required.is_empty() { String::new() } else { format!(" Needed: {required}.") };
+    format!("{} is {}.{needed} {}", check.id, with_unit(&check.actual), check.remedy).trim().to_owned()
 }
 
 /// The value that a check of the self-test measured.

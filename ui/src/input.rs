@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    MicroUsd,
+    JobId, MicroUsd,
     command::Secret,
     job_request::{self, InputRequest, JobRequest},
 };
@@ -59,6 +59,69 @@ fn unreadable_field(e: serde_path_to_error::Error<serde_json::Error>) -> Problem
     let path = e.path().to_string();
     let field = UNIT_SUFFIXES.iter().find_map(|unit| path.strip_suffix(unit)).unwrap_or(&path);
     Problem::invalid(field, format!("This cannot be read: {}.", e.inner()))
+}
+
+/// The problems of all fields of a form, each in the order in which the form is read; empty if every field can be read.
+/// A field that cannot be read is left out, so that the next one is found.
+pub(crate) fn problems(mut fields: Vec<(String, String)>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for _ in 0..MAX_FIELDS {
+        let command = |request: JobRequest| request.into_command(JobId::generate(), Vec::new()).map_err(Problem::from);
+        let Err(problem) = from_form(fields.clone()).and_then(command) else { break };
+        let count = fields.len();
+        if let Some(field) = &problem.field {
+            fields.retain(|(name, _)| field_of(name) != field);
+        }
+        problems.push(problem);
+        if fields.len() == count {
+            break;
+        }
+    }
+    problems
+}
+
+/// The field that an error names for this field of the form: `memory` for `memory_mib`, `epochs` for
+/// `parameter.epochs`.
+fn field_of(name: &str) -> &str {
+    let name = name.strip_prefix("parameter.").unwrap_or(name);
+    match name {
+        "input" => "inputs",
+        _ => UNIT_SUFFIXES.iter().find_map(|unit| name.strip_suffix(unit)).unwrap_or(name),
+    }
+}
+
+/// The label that a page shows for the field that an error names.
+pub(crate) fn label(field: &str) -> &str {
+    match field {
+        "name" => "Name",
+        "image" => "Image",
+        "command" => "Command",
+        "inputs" => "Files for the job",
+        "cpu" => "CPU",
+        "memory" => "Memory",
+        "output" => "Output",
+        "disk" => "Disk",
+        "pids" => "Processes and threads",
+        "open_files" => "Open files per process",
+        "shm" => "Shared memory",
+        "workdir" => "Working directory",
+        "gpus" => "GPUs",
+        "vram" => "VRAM",
+        "max_attempts" => "Attempts",
+        "env" => "Environment",
+        "egress" => "Internet",
+        "machine" => "Machine",
+        "strategy" => "If the market chooses",
+        "price_cap" => "Max price",
+        "region" => "Region",
+        "gpu_model" => "GPU model",
+        "min_cuda" => "CUDA version",
+        "min_reliability" | "reliability" => "Min reliability",
+        "time" => "Time limit",
+        "queue" => "Waits at most",
+        "budget" => "Budget",
+        other => other,
+    }
 }
 
 /// The fields of a form that [`from_form`] reads as this request. The values of environment variables are secret, so

@@ -26,6 +26,7 @@ mod keyed_limit;
 mod live;
 mod openapi;
 mod page;
+mod portrait;
 mod request_span;
 mod routes;
 mod run;

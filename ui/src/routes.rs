@@ -10,7 +10,7 @@ use gpubnb_events::{
     template::Template,
 };
 use gpubnb_query::view::{
-    AttemptOutcome, Day, Figures, JobView, MachineView, Reading, Receipt, TrailEvent,
+    AttemptOutcome, Day, Figures, JobView, Reading, Receipt, TrailEvent,
     ops::{Accounts, Platform, StuckJob, TimeTravel},
 };
 
@@ -138,11 +138,11 @@ fn machines(routes: Routes) -> Routes {
         .get("/api/v1/machines", Public, api::machines::list)
         .query::<api::machines::MachinePage>()
         .about("The machines on the market.")
-        .pages::<MachineView>()
+        .pages::<api::machines::MachineRow>()
         .get("/api/v1/machines/{machine}", Public, api::machines::get)
         .query::<MinSeq>()
         .about("One machine.")
-        .answers::<MachineView>()
+        .answers::<api::machines::MachineRow>()
         .get("/api/v1/machines/{machine}/events", Public, api::machines::events)
         .query::<api::jobs::TrailPage>()
         .about("A machine's events. Its owner sees more of them than others.")

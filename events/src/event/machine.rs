@@ -111,10 +111,17 @@ pub struct Check {
     /// Advice for a check that did not pass.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub remedy: String,
+    /// True for a recommendation: the machine may run jobs even if this check did not pass. Old workers did not say so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recommended: bool,
 }
 
+/// The ids of the checks that are recommendations: jobs run as well on a machine that does not follow them.
+pub const RECOMMENDED_CHECKS: [&str; 2] = ["docker.runc", "docker.restore"];
+
 impl Check {
-    /// All texts of the check, for code that limits their length or hashes them. (`passed` is not a text.)
+    /// All texts of the check, for code that limits their length or hashes them. (`passed` and `recommended` are
+    /// not texts.)
     pub fn texts(&self) -> [&str; 5] {
         [&self.id, &self.actual, &self.required, &self.unit, &self.remedy]
     }
@@ -150,9 +157,9 @@ impl Speed {
     }
 }
 
-/// True if a self-test has checks, and all of them passed.
+/// True if a self-test has checks, and all of them passed but recommendations.
 pub fn all_passed(checks: &[Check]) -> bool {
-    !checks.is_empty() && checks.iter().all(|check| check.passed)
+    !checks.is_empty() && checks.iter().all(|check| check.passed || check.recommended)
 }
 
 #[cfg(test)]
@@ -168,6 +175,7 @@ mod tests {
             unit: String::new(),
             passed: true,
             remedy: String::new(),
+            recommended: false,
         };
         let checks = [check("gpu.0.matmul", "30"), check("gpu.1.matmul", "50"), check("cpu.matmul", "7")];
         let speed = Speed::from_checks(&checks);

@@ -188,6 +188,10 @@ pub struct Limits {
     pub max_attempts: u32,
     /// The longest time that the job waits for a machine.
     pub queue: Seconds,
+    /// The highest price of a machine that may run the job. The market sets this limit for a submission without a
+    /// budget: the budget is then the cost of the full time at this price. `None` if the consumer set the budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_price: Option<HourlyRate>,
 }
 
 /// The terms of an assignment. Later changes of the price do not change them.

@@ -95,7 +95,7 @@ pub struct Requirements {
     /// The lowest percentage of attempts that ended without a fault of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reliability: Option<u32>,
-    /// True if only machines that passed every check of their self-test fit.
+    /// True if only machines that passed their self-test fit. Recommendations do not count.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verified: bool,
 }
@@ -329,7 +329,7 @@ pub enum Reject {
     Price,
     /// The machine's reliability is below the requested one, or the machine has no record.
     Reliability,
-    /// The machine did not pass every check of its self-test.
+    /// The machine did not pass its self-test.
     NotVerified,
     /// The job needs the network, and the owner does not allow it.
     NoEgress,
@@ -356,9 +356,9 @@ impl Reject {
             Self::TooSmall => "too little CPU, memory or disk, or too few processes or open files",
             Self::Cuda => "the driver does not support the CUDA version",
             Self::Region => "another region",
-            Self::Price => "over the price cap",
+            Self::Price => "above the price limit of the job",
             Self::Reliability => "not reliable enough, or without a record",
-            Self::NotVerified => "not every check of its self-test passed",
+            Self::NotVerified => "its self-test did not pass",
             Self::NoEgress => "hosts of the internet that the owner does not allow",
             Self::ImageNotAllowed => "its owner does not allow images of this registry",
         }

@@ -494,6 +494,7 @@ mod tests {
             unit: String::new(),
             passed: true,
             remedy: String::new(),
+            recommended: false,
         };
         for checks in [vec![check("disk.write"), check("cpu.matmul")], vec![check("disk.write")]] {
             history.tested(machine(1), checks);

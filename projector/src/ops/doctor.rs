@@ -34,7 +34,15 @@ impl Findings {
     pub fn add(&mut self, id: &str, actual: impl ToString, required: impl ToString, passed: bool, remedy: &str) {
         let remedy = if passed { String::new() } else { remedy.to_owned() };
         let (actual, required) = (actual.to_string(), required.to_string());
-        self.0.push(Check { id: id.to_owned(), actual, required, unit: String::new(), passed, remedy });
+        self.0.push(Check {
+            id: id.to_owned(),
+            actual,
+            required,
+            unit: String::new(),
+            passed,
+            remedy,
+            recommended: false,
+        });
     }
 }
 

@@ -12,7 +12,7 @@ mod runtime;
 use std::{fmt::Write as _, path::Path};
 
 use bollard::Docker;
-use gpubnb_events::event::Check;
+use gpubnb_events::event::{Check, RECOMMENDED_CHECKS};
 
 pub(crate) use self::matmul::Measure;
 use crate::{
@@ -21,7 +21,8 @@ use crate::{
     market::http_client,
 };
 
-/// The ids of the checks that a machine must pass before it is listed. The other checks only inform.
+/// The ids of the checks that a machine must pass before it is listed. A machine that fails another check is listed.
+/// Only for a recommendation ([`Check::recommended`]) does the market then say that the machine passed its self-test.
 const REQUIRED_CHECKS: [&str; 6] =
     ["docker.answers", "docker.version", "docker.runtime", "gpu.runtime", "disk.room", "clock.skew"];
 
@@ -107,6 +108,7 @@ pub async fn command(state: &Path, args: &crate::config::SelfTestArgs) -> anyhow
 /// A check without a requirement: it always passes.
 fn check(id: &str, actual: impl Into<String>, unit: &str) -> Check {
     Check {
+        recommended: RECOMMENDED_CHECKS.contains(&id),
         id: id.to_owned(),
         actual: actual.into(),
         required: String::new(),

@@ -2,7 +2,11 @@
 
 use std::error::Error as _;
 
-use bollard::{Docker, errors::Error, models::SystemInfo};
+use bollard::{
+    Docker,
+    errors::Error,
+    models::{SystemInfo, SystemInfoCgroupVersionEnum},
+};
 use gpubnb_events::event::Check;
 
 use super::{TestSubject, check, with_requirement};
@@ -25,7 +29,7 @@ pub(super) async fn checks(subject: &TestSubject<'_>) -> Vec<Check> {
                 with_requirement(check("docker.answers", "yes", ""), "yes", true, ""),
                 docker_version(&version),
                 runc_version(runc.as_deref()),
-                check("docker.cgroup", format!("{:?}", info.cgroup_version).replace("Some(", "").replace(')', ""), ""),
+                check("docker.cgroup", cgroup_version(&info), ""),
                 check("docker.storage", info.driver.clone().unwrap_or_default(), ""),
                 userns(&info),
                 live_restore(&info),
@@ -85,6 +89,15 @@ fn userns(info: &SystemInfo) -> Check {
 }
 
 /// Checks that containers survive a restart of Docker.
+/// The version of the control groups: `1` or `2`.
+fn cgroup_version(info: &SystemInfo) -> &'static str {
+    match info.cgroup_version {
+        Some(SystemInfoCgroupVersionEnum::_1) => "1",
+        Some(SystemInfoCgroupVersionEnum::_2) => "2",
+        Some(SystemInfoCgroupVersionEnum::EMPTY) | None => "unknown",
+    }
+}
+
 fn live_restore(info: &SystemInfo) -> Check {
     let is_on = info.live_restore_enabled == Some(true);
     let remedy = "Let jobs survive a restart of Docker: \"live-restore\": true in /etc/docker/daemon.json.";

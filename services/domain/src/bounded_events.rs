@@ -153,6 +153,7 @@ fn no_text_and_no_list_of_a_machine_makes_an_event_large() {
         unit: String::new(),
         passed: true,
         remedy: "a".to_owned(),
+        recommended: false,
     };
     let test = RecordTest { checks: COMPLETE_TEST.iter().map(one).collect() };
     check(&market, market.as_machine(), &test, |c| Command::RecordTest(machine, c));

@@ -162,6 +162,7 @@ mod tests {
             unit: String::new(),
             passed: false,
             remedy: String::new(),
+            recommended: false,
         };
         // The same test again would append nothing.
         let test =

@@ -188,14 +188,18 @@ impl World {
         let account = self.account(id).ok_or(DomainError::UnknownAccount)?;
         submission::check(c, settings)?;
         let avoid = BTreeMap::new();
-        let request = placement::Request { spec: &c.spec, placement: &c.placement, avoid: &avoid, not_before: None };
+        let request = placement::Request::of_submission(c, &avoid);
         let choice = placement::choose(self, &request, now);
         let machine = choice.machine.and_then(|id| self.machine(id));
+        let hold = submission::hold(self, c, now, settings)?;
+        let price = machine.map(|m| m.offer.price);
         Ok(Quote {
             machine: choice.machine,
             machine_name: machine.map(|m| m.offer.name.clone()),
-            price: machine.map(|m| m.offer.price),
-            hold: submission::hold(self, c, now, settings)?,
+            price,
+            expected: price.map(|price| price.cost_of(c.time.millis()).min(hold.amount)),
+            hold: hold.amount,
+            max_price: hold.max_price,
             available: account.available,
             start: placement::estimate_start(self, &request, &choice, now),
             waiting: u32::try_from(self.queued.len()).unwrap_or(u32::MAX),

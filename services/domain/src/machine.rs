@@ -77,7 +77,7 @@ pub struct Machine {
     pub record: MachineRecord,
     /// The speed that the last self-test measured.
     pub speed: Speed,
-    /// True if every check of the last self-test passed.
+    /// True if every check of the last self-test passed but recommendations.
     pub verified: bool,
     /// The last self-test: its sequence and the hash of its checks. The same self-test again appends nothing.
     last_test: Option<(Seq, [u8; 16])>,
@@ -273,7 +273,7 @@ fn hash_of(checks: &[Check]) -> [u8; 16] {
             hash.update((text.len() as u64).to_be_bytes());
             hash.update(text);
         }
-        hash.update([u8::from(check.passed)]);
+        hash.update([u8::from(check.passed), u8::from(check.recommended)]);
     }
     let hash: [u8; 32] = hash.finalize().into();
     std::array::from_fn(|index| hash[index])
@@ -303,6 +303,7 @@ mod tests {
             unit: String::new(),
             passed: false,
             remedy: String::new(),
+            recommended: false,
         };
         let test = |actual: &str| Command::RecordTest(machine, RecordTest { checks: vec![check(actual)] });
         let first = market.when(market.as_machine(), test("7")).expect_appended();

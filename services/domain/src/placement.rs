@@ -10,8 +10,8 @@ use gpubnb_events::{
     HourlyRate, MachineId, Timestamp,
     command::SubmitJob,
     spec::{
-        Chosen, CudaVersion, JobSpec, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Resources,
-        Strategy, WinReason, Winner,
+        Chosen, CudaVersion, JobSpec, Placement, PlacementExplanation, Reject, RejectCount, Resources, Strategy,
+        WinReason, Winner,
     },
 };
 
@@ -40,12 +40,25 @@ pub struct Request<'a> {
     pub avoid: &'a BTreeMap<MachineId, Option<Timestamp>>,
     /// The time before which no machine may take the job.
     pub not_before: Option<Timestamp>,
+    /// The highest price that the hold of the job pays for. See [`gpubnb_events::spec::Limits::max_price`].
+    pub max_price: Option<HourlyRate>,
 }
 
 impl<'a> Request<'a> {
+    /// The request of a submission. `avoid` is empty.
+    pub(crate) fn of_submission(c: &'a SubmitJob, avoid: &'a BTreeMap<MachineId, Option<Timestamp>>) -> Self {
+        Self { spec: &c.spec, placement: &c.placement, avoid, not_before: None, max_price: None }
+    }
+
     /// The request of a waiting job.
     pub fn of(job: &'a Job) -> Self {
-        Self { spec: &job.spec, placement: &job.placement, avoid: &job.avoid, not_before: job.not_before }
+        Self {
+            spec: &job.spec,
+            placement: &job.placement,
+            avoid: &job.avoid,
+            not_before: job.not_before,
+            max_price: job.limits.max_price,
+        }
     }
 }
 
@@ -133,20 +146,24 @@ pub(crate) fn estimate_start(
     world.machines().filter_map(free_at).min()
 }
 
-/// The highest price that a submission can get: its price cap, or the highest price of the suitable machines. A machine
-/// that is suitable but busy counts as well. `None` if no machine is suitable.
-pub(crate) fn highest_price(world: &World, c: &SubmitJob, now: Timestamp) -> Option<HourlyRate> {
+/// The price for which a submission without a budget holds money: its price cap. Without a cap, it is the price of the
+/// most expensive suitable machine, but at most twice the price of the machine that would run the job now. So the job
+/// can move to another machine, and no dear machine of the market makes the hold large. A machine that is suitable but
+/// busy counts as well. `None` if no machine is suitable.
+pub(crate) fn price_to_hold(world: &World, c: &SubmitJob, now: Timestamp) -> Option<HourlyRate> {
     if let Some(cap) = c.placement.requirements.price_cap {
         return Some(cap);
     }
     let avoid = BTreeMap::new();
-    let request = Request { spec: &c.spec, placement: &c.placement, avoid: &avoid, not_before: None };
+    let request = Request::of_submission(c, &avoid);
     let is_suitable = |reason| matches!(reason, None | Some(Reject::NoFreeSlot | Reject::Busy));
-    world
-        .machines()
-        .filter(|(id, m)| is_suitable(reject_reason(world, **id, m, &request, now)))
-        .map(|(_, m)| m.offer.price)
-        .max()
+    let suitable = || {
+        let fits = |(id, m): &(&MachineId, &Machine)| is_suitable(reject_reason(world, **id, m, &request, now));
+        world.machines().filter(fits).map(|(_, m)| m.offer.price)
+    };
+    let chosen = choose(world, &request, now).machine.and_then(|id| world.machine(id)).map(|m| m.offer.price);
+    let typical = chosen.or_else(|| suitable().min())?;
+    Some(suitable().max()?.min(HourlyRate(typical.0 + typical.0)))
 }
 
 /// The first reason to reject a machine; `None` for a candidate.
@@ -199,7 +216,7 @@ fn reject_reason(
     if !machine.offer.policy.allows_image(request.spec) {
         return Some(Reject::ImageNotAllowed);
     }
-    if let Some(reason) = unmet_requirement(requirements, machine, resources.gpus > 0) {
+    if let Some(reason) = unmet_requirement(request, machine) {
         return Some(reason);
     }
     if !machine.has_free_slot() {
@@ -224,7 +241,8 @@ fn has_capacity(world: &World, machine: &Machine, wanted: &Resources, fitting_gp
 }
 
 /// The first requirement of the request that the machine does not meet.
-fn unmet_requirement(requirements: &Requirements, machine: &Machine, wants_gpu: bool) -> Option<Reject> {
+fn unmet_requirement(request: &Request<'_>, machine: &Machine) -> Option<Reject> {
+    let (requirements, wants_gpu) = (&request.placement.requirements, request.spec.resources.gpus > 0);
     let hardware = &machine.offer.hardware;
     if wants_gpu && hardware.simulated && !requirements.allow_simulated {
         return Some(Reject::Simulated);
@@ -245,7 +263,7 @@ fn unmet_requirement(requirements: &Requirements, machine: &Machine, wants_gpu: 
     if requirements.region.as_ref().is_some_and(|region| *region != machine.offer.region) {
         return Some(Reject::Region);
     }
-    if requirements.price_cap.is_some_and(|cap| machine.offer.price > cap) {
+    if [requirements.price_cap, request.max_price].into_iter().flatten().any(|most| machine.offer.price > most) {
         return Some(Reject::Price);
     }
     if requirements.verified && !machine.verified {
@@ -260,13 +278,13 @@ fn unmet_requirement(requirements: &Requirements, machine: &Machine, wants_gpu: 
 mod tests {
     use super::*;
     use crate::testing::*;
-    use gpubnb_events::MicroUsd;
+    use gpubnb_events::{MicroUsd, spec::Requirements};
 
     #[test]
     fn the_cheapest_candidate_wins_and_rejected_machines_are_counted_by_reason() {
         let mut market = given();
         let mut cheap = market.offer();
-        cheap.price = HourlyRate(MicroUsd(1_000));
+        cheap.price = HourlyRate(cheap.price.0 - MicroUsd(1_000));
         let winner = market.list_machine(cheap.clone());
         let mut small = cheap.clone();
         small.hardware.memory = gpubnb_events::spec::Mebibytes(1);
@@ -282,7 +300,7 @@ mod tests {
     fn choose_for(market: &TestMarket, placement: &Placement) -> Choice {
         let submit = market.new_submission();
         let avoid = BTreeMap::new();
-        choose(&market.world, &Request { spec: &submit.spec, placement, avoid: &avoid, not_before: None }, market.now)
+        choose(&market.world, &Request { placement, ..Request::of_submission(&submit, &avoid) }, market.now)
     }
 
     #[test]
@@ -324,7 +342,8 @@ mod tests {
             (spec.image, spec.template) = (image.to_owned(), template.map(str::to_owned));
             let requirements = Requirements { machine: Some(machine), ..Requirements::default() };
             let (placement, avoid) = (Placement { requirements, ..Placement::default() }, BTreeMap::new());
-            let request = Request { spec: &spec, placement: &placement, avoid: &avoid, not_before: None };
+            let request =
+                Request { spec: &spec, placement: &placement, avoid: &avoid, not_before: None, max_price: None };
             choose(&market.world, &request, market.now)
         };
         assert_eq!(choose_image("ghcr.io/team/tool:1", None).machine, Some(machine));

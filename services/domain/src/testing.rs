@@ -196,6 +196,7 @@ impl TestMarket {
             unit: String::new(),
             passed,
             remedy: String::new(),
+            recommended: false,
         };
         // A test that passed has all of these checks.
         let others = COMPLETE_TEST.iter().filter(|id| !checks.iter().any(|(named, ..)| named == *id));

@@ -12,7 +12,7 @@ use gpubnb_events::{
 };
 use gpubnb_query::{
     request::{DaysOf, TrailOf},
-    view::{AttemptOutcome, Day, Figures, MachineView, Page, Reading, TrailEvent},
+    view::{AttemptOutcome, Day, Figures, MachineState, MachineView, Page, Reading, TrailEvent},
 };
 use gpubnb_runtime::rpc::RpcError;
 use serde::{Deserialize, Serialize};
@@ -45,12 +45,30 @@ pub(crate) struct MachinePage {
     min_seq: u64,
 }
 
+/// A machine with its state.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct MachineRow {
+    #[serde(flatten)]
+    machine: MachineView,
+    /// The state that pages show. Only a machine in the state `Online` takes jobs.
+    state: MachineState,
+    /// The number of slots without a job.
+    free_slots: u32,
+}
+
+impl From<MachineView> for MachineRow {
+    fn from(machine: MachineView) -> Self {
+        let (state, free_slots) = (machine.listed.state(), machine.listed.free_slots());
+        Self { machine, state, free_slots }
+    }
+}
+
 /// `GET /machines`: a page of the machines on the market, in the order of their ids.
 pub(crate) async fn list(
     State(app): State<App>,
     viewer: Viewer,
     Query(page): Query<MachinePage>,
-) -> Result<Json<Page<MachineView>>, ApiError> {
+) -> Result<Json<Page<MachineRow>>, ApiError> {
     let limit = page.limit.unwrap_or(MAX_MACHINES).clamp(1, MAX_MACHINES) as usize;
     let mut rows = app.queries.machines(viewer.actor(), Seq(page.min_seq)).await?;
     rows.sort_by_key(|m| m.listed.machine);
@@ -58,7 +76,7 @@ pub(crate) async fn list(
     let more = rows.len() > limit;
     rows.truncate(limit);
     let next = rows.last().filter(|_| more).map(|m| m.listed.machine.to_string());
-    Ok(Json(Page { rows, next }))
+    Ok(Json(Page { rows: rows.into_iter().map(MachineRow::from).collect(), next }))
 }
 
 /// `GET /machines/{id}`: one machine.
@@ -66,8 +84,8 @@ pub(crate) async fn get(
     State(app): State<App>,
     viewer: Viewer,
     Path(machine): Path<MachineId>,
-) -> Result<Json<MachineView>, ApiError> {
-    Ok(Json(app.queries.machine(viewer.actor(), machine, Seq::ZERO).await?))
+) -> Result<Json<MachineRow>, ApiError> {
+    Ok(Json(app.queries.machine(viewer.actor(), machine, Seq::ZERO).await?.into()))
 }
 
 /// `GET /machines/{id}/events`: a page of the machine's trail.

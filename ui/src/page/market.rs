@@ -43,7 +43,8 @@ pub(crate) struct MarketFilters {
     /// Memory of the largest GPU, GiB.
     #[serde(default)]
     min_vram: String,
-    /// `free` for machines that are online with a free slot, `verified` for machines that passed every check.
+    /// `free` for machines that are online with a free slot, `verified` for machines that passed their
+    /// self-test.
     #[serde(default)]
     only: String,
     /// A part of a GPU's model name.
@@ -86,9 +87,34 @@ pub(crate) struct MarketFilters {
     /// `score`, `vram` and `reliability` sort from high to low, `name` from A to Z, anything else by rising price.
     #[serde(default)]
     sort: String,
+    /// `table` for a table of offers, anything else for cards.
+    #[serde(default)]
+    view: String,
     /// The page of the list, counted from 1.
     #[serde(default)]
     page: String,
+}
+
+/// The columns of the table: name, the value of the filter `sort`, and whether the column has numbers.
+const COLUMNS: [(&str, &str, bool); 13] = [
+    ("Machine", "name", false),
+    ("GPU", "", false),
+    ("VRAM", "vram", true),
+    ("Price", "price", true),
+    ("Speed per $", "score", true),
+    ("Cores", "cores", true),
+    ("RAM", "ram", true),
+    ("Disk", "disk", true),
+    ("Down / up, Mbit/s", "down", true),
+    ("Region", "region", false),
+    ("Reliability", "reliability", true),
+    ("Free", "", true),
+    ("", "", false),
+];
+
+/// Reads a number of a filter. A comma counts as a decimal point.
+fn number<T: std::str::FromStr>(filter: &str) -> Option<T> {
+    filter.trim().replace(',', ".").parse().ok()
 }
 
 impl MarketFilters {
@@ -110,15 +136,15 @@ impl MarketFilters {
             "egress" => !offer.policy.egress.is_none(),
             _ => true,
         };
-        let reliability = self.min_reliability.parse::<u32>().ok();
+        let reliability = number::<u32>(&self.min_reliability);
         text_matches
             && kind_matches
             && owner_matches
             && (model.is_empty() || offer.hardware.gpus.iter().any(|g| g.model.to_lowercase().contains(&model)))
             && reliability.is_none_or(|min| m.listed.reliability().is_some_and(|(percent, _)| percent >= min))
             && (self.region.is_empty() || self.region == offer.region)
-            && self.max_price.parse::<MicroUsd>().map_or(true, |max| offer.price.0 <= max)
-            && self.min_vram.parse::<u64>().map_or(true, |gib| vram >= gib.saturating_mul(1_024))
+            && number::<MicroUsd>(&self.max_price).is_none_or(|max| offer.price.0 <= max)
+            && number::<u64>(&self.min_vram).is_none_or(|gib| vram >= gib.saturating_mul(1_024))
             && self.matches_hardware(m)
             && (self.state.is_empty() || m.listed.state().name().eq_ignore_ascii_case(&self.state))
             && match self.only.as_str() {
@@ -133,7 +159,7 @@ impl MarketFilters {
     #[allow(clippy::cast_precision_loss)]
     fn matches_hardware(&self, m: &MachineView) -> bool {
         let hardware = &m.listed.offer.hardware;
-        let at_least = |filter: &str, value: f64| filter.trim().parse::<f64>().map_or(true, |min| value >= min);
+        let at_least = |filter: &str, value: f64| number::<f64>(filter).is_none_or(|min| value >= min);
         let gib = |size: Mebibytes| size.0 as f64 / 1_024.0;
         let (down, up) = hardware::network_speed(&m.listed);
         let version = self.driver.trim();
@@ -159,14 +185,72 @@ impl MarketFilters {
                 per_dollar(b).total_cmp(&per_dollar(a))
             }),
             "name" => machines.sort_by(|a, b| a.listed.offer.name.cmp(&b.listed.offer.name)),
+            "region" => machines.sort_by(|a, b| a.listed.offer.region.cmp(&b.listed.offer.region)),
+            "cores" => machines.sort_by_key(|m| std::cmp::Reverse(m.listed.offer.hardware.cpu_cores)),
+            "ram" => machines.sort_by_key(|m| std::cmp::Reverse(m.listed.offer.hardware.memory)),
+            "disk" => machines.sort_by_key(|m| std::cmp::Reverse(m.listed.offer.hardware.disk)),
+            "down" => machines.sort_by(|a, b| {
+                let down = |m: &MachineView| hardware::network_speed(&m.listed).0;
+                down(b).total_cmp(&down(a))
+            }),
             _ => machines.sort_by_key(|m| m.listed.offer.price),
         }
     }
 
     /// The address of page number `page` of the list with these filters.
     fn address(&self, path: &str, page: usize) -> String {
-        let filters = Self { page: page.to_string(), ..self.clone() };
-        serde_urlencoded::to_string(&filters).map(|q| format!("{path}?{q}")).unwrap_or_default()
+        let page = if page > 1 { page.to_string() } else { String::new() };
+        Self { page, ..self.clone() }.address_of_set_filters(path)
+    }
+
+    /// The address of the first page with another value of a filter.
+    fn address_with(&self, filter: &str, value: &str) -> String {
+        let mut filters = Self { page: String::new(), ..self.clone() };
+        match filter {
+            "view" => value.clone_into(&mut filters.view),
+            _ => value.clone_into(&mut filters.sort),
+        }
+        filters.address_of_set_filters("/market")
+    }
+
+    /// The address with the filters that are set.
+    fn address_of_set_filters(&self, path: &str) -> String {
+        let Ok(serde_json::Value::Object(filters)) = serde_json::to_value(self) else { return path.to_owned() };
+        let set: Vec<_> = filters.iter().filter_map(|(name, value)| Some((name, value.as_str()?))).collect();
+        let set: Vec<_> = set.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        let query = serde_urlencoded::to_string(set).unwrap_or_default();
+        if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
+    }
+
+    fn is_table(&self) -> bool {
+        self.view == "table"
+    }
+
+    /// True if the list is sorted by this column. The default is the price.
+    fn sorts_by(&self, sort: &str) -> bool {
+        !sort.is_empty() && (self.sort == sort || (sort == "price" && self.sort.is_empty()))
+    }
+
+    /// The labels of the filters that cannot be read, and so filter nothing.
+    fn unreadable(&self) -> Vec<&'static str> {
+        let numbers = [
+            ("Min reliability", &self.min_reliability),
+            ("Min VRAM", &self.min_vram),
+            ("Min GPUs", &self.min_gpus),
+            ("Min CPU cores", &self.min_cores),
+            ("Min RAM", &self.min_ram),
+            ("Min disk", &self.min_disk),
+            ("Min download", &self.min_down),
+            ("Min upload", &self.min_up),
+            ("Min speed per $", &self.min_score),
+        ];
+        let is_unreadable =
+            |filter: &str| !filter.trim().is_empty() && number::<f64>(filter).is_none_or(|n| !n.is_finite() || n < 0.0);
+        let price = [("Max price", &self.max_price)].into_iter().filter(|(_, price)| {
+            !price.trim().is_empty() && number::<MicroUsd>(price).is_none_or(|price| price < MicroUsd::ZERO)
+        });
+        let numbers = numbers.into_iter().filter(|(_, value)| is_unreadable(value));
+        price.chain(numbers).map(|(label, _)| label).collect()
     }
 
     fn page(&self) -> usize {
@@ -218,14 +302,35 @@ struct MarketList {
     cards: Vec<MachineCard>,
     /// The number of machines that match the filters, on all pages.
     matching: usize,
+    /// The number of these machines that could begin a job now.
+    free: usize,
     /// The number of machines on the market.
     all: usize,
 }
 
-#[derive(Template)]
-#[template(path = "market_card.html")]
+/// One machine of the list.
 struct MachineCard {
     machine: Arc<MachineView>,
+    is_row: bool,
+}
+
+#[derive(Template)]
+#[template(path = "market_card.html")]
+struct OfferCard<'a> {
+    machine: &'a MachineView,
+}
+
+#[derive(Template)]
+#[template(path = "market_row.html")]
+struct OfferRow<'a> {
+    machine: &'a MachineView,
+}
+
+impl MachineCard {
+    fn render(&self) -> askama::Result<String> {
+        let machine = &self.machine;
+        if self.is_row { OfferRow { machine }.render() } else { OfferCard { machine }.render() }
+    }
 }
 
 impl MarketList {
@@ -243,17 +348,13 @@ async fn load_list(app: &App, filters: &MarketFilters) -> (MarketList, Vec<Strin
     regions.dedup();
     machines.retain(|m| filters.matches(m));
     filters.sort(&mut machines);
-    let matching = machines.len();
-    let shown = machines.into_iter().skip((filters.page() - 1).saturating_mul(PAGE_SIZE)).take(PAGE_SIZE);
-    (
-        MarketList {
-            filters: filters.clone(),
-            cards: shown.map(|m| MachineCard { machine: m }).collect(),
-            matching,
-            all,
-        },
-        regions,
-    )
+    let (matching, free) = (machines.len(), machines.iter().filter(|m| m.listed.is_free()).count());
+    // A page after the last one shows the last one.
+    let page = filters.page().min(matching.div_ceil(PAGE_SIZE).max(1));
+    let filters = MarketFilters { page: page.to_string(), ..filters.clone() };
+    let (shown, is_row) = (machines.into_iter().skip((page - 1) * PAGE_SIZE).take(PAGE_SIZE), filters.is_table());
+    let cards = shown.map(|machine| MachineCard { machine, is_row }).collect();
+    (MarketList { filters, cards, matching, free, all }, regions)
 }
 
 pub(crate) async fn page(
@@ -284,8 +385,10 @@ fn page_parts(list: &MarketList) -> Result<Vec<PagePart>, Problem> {
     let order: Vec<_> = list.cards.iter().map(|card| card.machine.listed.machine.to_string()).collect();
     let key = format!("{} {} {}", list.matching, list.all, order.join(" "));
     let mut parts = vec![PagePart::container("market-list", key, render_fragment(list)?)];
+    parts.push(PagePart::new("free-now", format!("{} free now", list.free)));
     for card in &list.cards {
-        parts.push(PagePart::new(format!("m-{}", card.machine.listed.machine), render_fragment(card)?));
+        let html = card.render().map_err(|e| Problem::internal(&e))?;
+        parts.push(PagePart::new(format!("m-{}", card.machine.listed.machine), html));
     }
     Ok(parts)
 }
@@ -371,7 +474,7 @@ mod tests {
             assert_eq!(filters(query).page(), 1, "{query}");
         }
         assert_eq!(filters("page=3").page(), 3);
-        let list = |matching| MarketList { filters: filters(""), cards: Vec::new(), matching, all: matching };
+        let list = |matching| MarketList { filters: filters(""), cards: Vec::new(), matching, free: 0, all: matching };
         assert_eq!([0, 1, PAGE_SIZE, PAGE_SIZE + 1].map(|n| list(n).page_count()), [0, 1, 1, 2]);
     }
 
@@ -380,7 +483,8 @@ mod tests {
         let one = Arc::new(machine("a", "RTX", 1));
         let list = |cards: &[&Arc<MachineView>]| MarketList {
             filters: filters(""),
-            cards: cards.iter().map(|m| MachineCard { machine: Arc::clone(m) }).collect(),
+            cards: cards.iter().map(|m| MachineCard { machine: Arc::clone(m), is_row: false }).collect(),
+            free: 0,
             matching: cards.len(),
             all: cards.len(),
         };

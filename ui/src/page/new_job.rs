@@ -67,7 +67,8 @@ struct NewJobPage {
     machines: Vec<Arc<MachineView>>,
     /// The form fields of a refused submission or of a previous job, as (name, value).
     fields: Vec<(String, String)>,
-    problem: Option<Problem>,
+    /// The reasons why the submission was refused.
+    problems: Vec<Problem>,
     job: JobId,
 }
 
@@ -84,8 +85,15 @@ impl NewJobPage {
 
     /// The error message of a field; empty for a valid field.
     fn error_of(&self, field: &str) -> String {
-        let problem = self.problem.as_ref().filter(|p| p.field.as_deref() == Some(field));
+        let problem = self.problems.iter().find(|p| p.field.as_deref() == Some(field));
         problem.map(|p| p.detail.clone()).unwrap_or_default()
+    }
+
+    /// The label of the field at fault.
+    fn label(&self, field: &str) -> String {
+        let parameters = self.chosen.map(|t| t.fields).unwrap_or_default();
+        let parameter = parameters.iter().find(|f| f.name == field).map(|f| f.label);
+        parameter.unwrap_or_else(|| input::label(field)).to_owned()
     }
 
     fn is_chosen(&self, t: &JobTemplate) -> bool {
@@ -119,7 +127,7 @@ async fn render(
     signed_in: SignedIn,
     preset: FormPreset,
     fields: Vec<(String, String)>,
-    problem: Option<Problem>,
+    problems: Vec<Problem>,
 ) -> Result<Html<String>, Problem> {
     let mut machines = app.machines.machines().await;
     machines.sort_by_key(|m| m.listed.offer.price);
@@ -138,7 +146,7 @@ async fn render(
         machine,
         machines,
         fields,
-        problem,
+        problems,
         // The job id is part of the form, so submitting the form twice creates one job.
         job: JobId::generate(),
     })
@@ -152,18 +160,26 @@ pub(crate) async fn page(
     let account = viewer.account.ok_or_else(Problem::sign_in_needed)?;
     let signed_in = SignedIn { viewer, account };
     let Some(previous) = preset.previous_job else {
-        return Ok(render(&app, signed_in, preset, Vec::new(), None).await?);
+        return Ok(render(&app, signed_in, preset, Vec::new(), Vec::new()).await?);
     };
     let fields = resubmit::fields(&app.queries.job(signed_in.actor(), previous, Seq::ZERO).await?);
     let preset = FormPreset::from_fields(&fields);
-    Ok(render(&app, signed_in, preset, fields, None).await?)
+    Ok(render(&app, signed_in, preset, fields, Vec::new()).await?)
 }
 
-/// The submitted form as a command. The sizes and hashes of the job's files come from the store of uploads.
-async fn to_command(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<SubmitJob, Problem> {
-    let request = input::from_form(fields)?;
-    let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
-    Ok(request.into_command(JobId::generate(), inputs)?)
+/// The submitted form as a command. The sizes and hashes of the job's files come from the store of uploads. Returns the
+/// problems of all fields.
+async fn to_command(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<SubmitJob, Vec<Problem>> {
+    let problems = input::problems(fields.clone());
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let command = async {
+        let request = input::from_form(fields)?;
+        let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
+        Ok(request.into_command(JobId::generate(), inputs)?)
+    };
+    command.await.map_err(|problem| vec![problem])
 }
 
 pub(crate) async fn submit(
@@ -172,16 +188,20 @@ pub(crate) async fn submit(
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
     let command = to_command(&app, signed_in.account, fields.clone()).await;
-    let submitted: Result<Submitted, Problem> = match command {
-        Ok(command) => app.job_command("submit", signed_in.actor(), command.job, &command).await.map_err(Problem::from),
-        Err(problem) => Err(problem),
+    let submitted: Result<Submitted, Vec<Problem>> = match command {
+        Ok(command) => {
+            let submitted = app.job_command("submit", signed_in.actor(), command.job, &command).await;
+            submitted.map_err(|refused| vec![Problem::from(refused)])
+        }
+        Err(problems) => Err(problems),
     };
     match submitted {
         Ok(Submitted { job, seq }) => Ok(Redirect::to(&format!("/jobs/{job}?seq={seq}")).into_response()),
-        Err(problem) => {
+        Err(problems) => {
             let preset = FormPreset::from_fields(&fields);
-            let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_REQUEST);
-            let page = render(&app, signed_in, preset, fields, Some(problem)).await?;
+            let status = problems.first().and_then(|problem| StatusCode::from_u16(problem.status).ok());
+            let status = status.unwrap_or(StatusCode::BAD_REQUEST);
+            let page = render(&app, signed_in, preset, fields, problems).await?;
             Ok((status, page).into_response())
         }
     }
@@ -191,7 +211,8 @@ pub(crate) async fn submit(
 #[template(path = "quote.html")]
 struct QuoteCard {
     quote: Option<Quote>,
-    problem: Option<Problem>,
+    /// The reasons why there is no quote.
+    problems: Vec<Problem>,
     now: Timestamp,
 }
 
@@ -202,14 +223,17 @@ pub(crate) async fn quote(
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Html<String>, PageError> {
     let command = to_command(&app, signed_in.account, fields).await;
-    let quote: Result<Quote, Problem> = match command {
-        Ok(command) => app.command("market", "quote", signed_in.actor(), &command).await.map_err(Problem::from),
-        Err(problem) => Err(problem),
+    let quote: Result<Quote, Vec<Problem>> = match command {
+        Ok(command) => {
+            let quote = app.command("market", "quote", signed_in.actor(), &command).await;
+            quote.map_err(|refused| vec![Problem::from(refused)])
+        }
+        Err(problems) => Err(problems),
     };
     let now = app.now();
     let card = match quote {
-        Ok(quote) => QuoteCard { quote: Some(quote), problem: None, now },
-        Err(problem) => QuoteCard { quote: None, problem: Some(problem), now },
+        Ok(quote) => QuoteCard { quote: Some(quote), problems: Vec::new(), now },
+        Err(problems) => QuoteCard { quote: None, problems, now },
     };
     Ok(Html(render_fragment(&card)?))
 }

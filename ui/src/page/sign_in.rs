@@ -6,6 +6,7 @@ use axum::{
     http::{StatusCode, header},
     response::{AppendHeaders, IntoResponse, Redirect, Response},
 };
+use gpubnb_events::AccountId;
 use serde::Deserialize;
 
 use super::{Layout, render_page};
@@ -14,6 +15,7 @@ use crate::{
     accounts,
     app::App,
     error::{PageError, Problem},
+    escape,
     extract::{Form, Query},
 };
 
@@ -35,9 +37,18 @@ struct SignInPage {
     is_sign_up: bool,
     /// True if the user has just signed up.
     is_welcome: bool,
+    /// The path to open afterwards.
     next: String,
     email: String,
     problem: Option<Problem>,
+}
+
+impl SignInPage {
+    /// The address of the other form, which opens the same path afterwards.
+    fn other_form(&self) -> String {
+        let path = if self.is_sign_up { "/sign-in" } else { "/sign-up" };
+        if self.next.is_empty() { path.to_owned() } else { format!("{path}?next={}", escape::url(&self.next)) }
+    }
 }
 
 /// The fields of both forms.
@@ -70,11 +81,17 @@ fn safe_redirect(next: &str) -> &str {
     if next.starts_with('/') && !is_foreign { next } else { "/market" }
 }
 
-pub(crate) async fn sign_up_page() -> Result<Response, PageError> {
-    render(true, false, String::new(), String::new(), None)
+/// `GET /sign-up`: the form. Somebody who is signed in goes on to the path `next`.
+pub(crate) async fn sign_up_page(viewer: Viewer, Query(query): Query<SignInQuery>) -> Result<Response, PageError> {
+    let next = query.next.unwrap_or_default();
+    if viewer.session.is_some() {
+        return Ok(Redirect::to(safe_redirect(&next)).into_response());
+    }
+    render(true, false, next, String::new(), None)
 }
 
-/// The response is the same whether the e-mail address has an account or not.
+/// `POST /sign-up`: opens an account, and signs in. An address that has an account already keeps its password: whoever
+/// knows the password is signed in, and anybody else is asked to sign in.
 pub(crate) async fn sign_up(
     State(app): State<App>,
     client: Client,
@@ -83,8 +100,14 @@ pub(crate) async fn sign_up(
     app.rate_limits.check_sign_up(client.address)?;
     let new = SignUp { email: form.email.clone(), password: form.password };
     match accounts::sign_up(&app, &new).await {
-        Ok(()) => Ok(Redirect::to("/sign-in?welcome=1").into_response()),
-        Err(problem) if problem.field.is_some() => render(true, false, String::new(), form.email, Some(problem)),
+        Ok(()) => {
+            if let Ok(account) = accounts::check_password(&app, &client, &new.email, &new.password).await {
+                return begin_session(&app, &client, account, &form.email, &form.next).await;
+            }
+            let query = serde_urlencoded::to_string([("welcome", "1"), ("next", &form.next)]);
+            Ok(Redirect::to(&format!("/sign-in?{}", query.unwrap_or_default())).into_response())
+        }
+        Err(problem) if problem.field.is_some() => render(true, false, form.next, form.email, Some(problem)),
         Err(problem) => Err(problem.into()),
     }
 }
@@ -102,17 +125,26 @@ pub(crate) async fn sign_in(
     Form(form): Form<Credentials>,
 ) -> Result<Response, PageError> {
     match accounts::check_password(&app, &client, &form.email, &form.password).await {
-        Ok(account) => {
-            let cookie = app.sessions.begin(account, &client.name, app.now()).await?;
-            let known = accounts::known_browser_cookie(&app, &form.email);
-            let cookies = [Some(cookie), known].into_iter().flatten().map(|cookie| (header::SET_COOKIE, cookie));
-            Ok((AppendHeaders(cookies), Redirect::to(safe_redirect(&form.next))).into_response())
-        }
+        Ok(account) => begin_session(&app, &client, account, &form.email, &form.next).await,
         Err(problem) if matches!(problem.status, 401 | 429) => {
             render(false, false, form.next, form.email, Some(problem))
         }
         Err(problem) => Err(problem.into()),
     }
+}
+
+/// Signs the browser in, and sends it to the path `next`.
+async fn begin_session(
+    app: &App,
+    client: &Client,
+    account: AccountId,
+    email: &str,
+    next: &str,
+) -> Result<Response, PageError> {
+    let cookie = app.sessions.begin(account, &client.name, app.now()).await?;
+    let known = accounts::known_browser_cookie(app, email);
+    let cookies = [Some(cookie), known].into_iter().flatten().map(|cookie| (header::SET_COOKIE, cookie));
+    Ok((AppendHeaders(cookies), Redirect::to(safe_redirect(next))).into_response())
 }
 
 pub(crate) async fn sign_out(State(app): State<App>, signed_in: SignedIn) -> Result<Response, PageError> {

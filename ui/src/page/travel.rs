@@ -1,6 +1,8 @@
 //! The time travel page for operators: the market, a job, a machine or an account as it was right after any event. The
 //! page can compare this state with the state after another event.
 
+use std::collections::BTreeMap;
+
 use askama::Template;
 use axum::{extract::State, response::Html};
 use gpubnb_events::{Seq, Timestamp};
@@ -210,18 +212,47 @@ async fn load_row(
         }
         None => Vec::new(),
     };
-    let other_value = |name: &str| other_fields.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone());
-    let fields = fields(row.row.as_ref()).into_iter().map(|(name, value)| {
-        let other_value = with.map(|_| other_value(&name).unwrap_or_default()).filter(|other| *other != value);
+    let then = fields(row.row.as_ref());
+    let fields = if with.is_some() { compare_fields(then, other_fields) } else { only(then) };
+    Ok(TravelContent::Row(row, fields))
+}
+
+/// The fields of one state, without a comparison.
+fn only(fields: Vec<(String, String)>) -> Vec<ComparedField> {
+    fields.into_iter().map(|(name, value)| ComparedField { name, value, other_value: None }).collect()
+}
+
+/// The fields of two states, in the order of their names. A field that one state does not have is empty there.
+fn compare_fields(then: Vec<(String, String)>, other: Vec<(String, String)>) -> Vec<ComparedField> {
+    let mut all: BTreeMap<String, (String, String)> = BTreeMap::new();
+    for (name, value) in then {
+        all.entry(name).or_default().0 = value;
+    }
+    for (name, value) in other {
+        all.entry(name).or_default().1 = value;
+    }
+    let compared = all.into_iter().map(|(name, (value, other))| {
+        let other_value = (other != value).then_some(other);
         ComparedField { name, value, other_value }
     });
-    let fields = fields.collect();
-    Ok(TravelContent::Row(row, fields))
+    compared.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_comparison_has_the_fields_of_both_states() {
+        let fields = |fields: &[(&str, &str)]| fields.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let compared = compare_fields(
+            fields(&[("state", "Running"), ("seq", "25")]),
+            fields(&[("seq", "28"), ("state", "Running"), ("cost", "134")]),
+        );
+        let rows: Vec<_> =
+            compared.iter().map(|f| (f.name.as_str(), f.value.as_str(), f.other_value.as_deref())).collect();
+        assert_eq!(rows, [("cost", "", Some("134")), ("seq", "25", Some("28")), ("state", "Running", None)]);
+    }
 
     fn point(seq: &str, time: &str) -> Result<LogPoint, Problem> {
         Destination { seq: seq.to_owned(), time: time.to_owned(), ..Default::default() }.point(Seq(9))

@@ -131,6 +131,21 @@ impl ListedMachine {
         Some((record.percent()?, record.attempts()))
     }
 
+    /// True if the machine has left the market.
+    pub fn is_delisted(&self) -> bool {
+        self.wanted == MachineState::Delisted
+    }
+
+    /// True if the machine takes jobs now, as soon as it has a free slot.
+    pub fn takes_jobs(&self) -> bool {
+        self.state() == MachineState::Online
+    }
+
+    /// True if the machine could begin a job now.
+    pub fn is_free(&self) -> bool {
+        self.takes_jobs() && self.free_slots() > 0
+    }
+
     /// The number of slots without a job. Each running job occupies one slot.
     pub fn free_slots(&self) -> u32 {
         self.offer.slots.saturating_sub(u32::try_from(self.running.len()).unwrap_or(u32::MAX))

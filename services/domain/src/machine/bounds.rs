@@ -3,7 +3,7 @@
 
 use gpubnb_events::{
     HourlyRate, MicroUsd,
-    event::{Check, Speed, all_passed},
+    event::{Check, RECOMMENDED_CHECKS, Speed, all_passed},
     spec::{Hardware, Offer},
     text::is_plain,
 };
@@ -122,6 +122,10 @@ pub(super) fn check_test(checks: &[Check]) -> Result<(), DomainError> {
             format!("A self-test has at most {MAX_CHECKS} checks, with texts of at most {MAX_CHECK_TEXT} bytes.");
         return Err(DomainError::field("checks", message));
     }
+    if checks.iter().any(|check| check.recommended && !RECOMMENDED_CHECKS.contains(&check.id.as_str())) {
+        let message = format!("Only these checks are recommendations: {}.", RECOMMENDED_CHECKS.join(", "));
+        return Err(DomainError::field("checks", message));
+    }
     let has = |id: &&str| checks.iter().any(|check| check.id == *id);
     if all_passed(checks) && !COMPLETE_TEST.iter().all(has) {
         let message = format!("A self-test that passed has the checks {}.", COMPLETE_TEST.join(", "));
@@ -141,7 +145,15 @@ mod tests {
 
     fn check(id: &str, actual: &str) -> Check {
         let (id, actual) = (id.to_owned(), actual.to_owned());
-        Check { id, actual, required: String::new(), unit: String::new(), passed: true, remedy: String::new() }
+        Check {
+            id,
+            actual,
+            required: String::new(),
+            unit: String::new(),
+            passed: true,
+            remedy: String::new(),
+            recommended: false,
+        }
     }
 
     #[test]
@@ -152,6 +164,10 @@ mod tests {
         check_test(&[Check { passed: false, ..check("disk.write", "1") }]).unwrap();
         assert!(check_test(&[check("all.good", "yes")]).is_err());
         assert!(check_test(&complete[1..]).is_err());
+        let recommended = |id: &str| Check { recommended: true, passed: false, ..check(id, "1") };
+        check_test(&[complete.clone(), vec![recommended("docker.runc")]].concat()).unwrap();
+        assert!(check_test(&[recommended("docker.runc")]).is_err(), "this test passed, and is not complete");
+        assert!(check_test(&[complete.clone(), vec![recommended("gpu.0.health")]].concat()).is_err());
         let with = |id: &str, actual: &str| check_test(&[complete.clone(), vec![check(id, actual)]].concat());
         with("gpu.0.matmul", "900000").unwrap();
         assert!(with("gpu.0.matmul", "18446744073709551615").is_err());

@@ -205,6 +205,7 @@ fn random_checks(dice: &mut Dice) -> Vec<Check> {
         unit: String::new(),
         passed: true,
         remedy: String::new(),
+        recommended: false,
     };
     COMPLETE_TEST.iter().map(check).collect()
 }

@@ -112,6 +112,14 @@ async fn next_job_changes(notices: &mut broadcast::Receiver<Change>, id: JobId) 
     (seq, if job_changes.len() == all.len() { job_changes } else { Vec::new() })
 }
 
+/// Waits for the next change of the machine that runs the job, for example because the machine falls silent. Returns
+/// its sequence.
+async fn next_machine_change(notices: &mut broadcast::Receiver<Change>, job: &JobView) -> Seq {
+    let Some(attempt) = job.attempt() else { return std::future::pending().await };
+    let is_relevant = |change: &Change| change.aggregate == Aggregate::Machine(attempt.machine);
+    next_change(notices, is_relevant).await.map_or(Seq::ZERO, |change| change.seq)
+}
+
 /// Sends the parts that depend on the job's view (summary, files and receipt), and passes each new view to `view`.
 fn state_events(
     app: App,
@@ -121,6 +129,7 @@ fn state_events(
 ) -> impl Stream<Item = Event> {
     async_stream::stream! {
         let (mut sent, mut cache) = (SentParts::default(), SummaryCache::default());
+        let mut machine_notices = app.changes.subscribe();
         loop {
             let mut job = view.borrow().clone();
             // The bill follows the end within milliseconds, and both are rendered at once.
@@ -147,9 +156,16 @@ fn state_events(
                 sleep(RENDER_PAUSE).await;
             }
             let newer = loop {
-                let changes = next_job_changes(&mut notices, job.job).await;
-                if let Some(newer) = newer_view(&app, signed_in, &job, changes).await {
-                    break newer;
+                tokio::select! {
+                    changes = next_job_changes(&mut notices, job.job) => {
+                        if let Some(newer) = newer_view(&app, signed_in, &job, changes).await {
+                            break newer;
+                        }
+                    }
+                    seq = next_machine_change(&mut machine_notices, &job) => {
+                        cache.forget_machine(seq);
+                        break job;
+                    }
                 }
             };
             view.send_replace(newer);

@@ -11,7 +11,7 @@ use gpubnb_events::{
 };
 use gpubnb_query::{
     request::{TrailOf, TrailQuery},
-    view::{JobChange, JobState, JobView, MachineView, Receipt, TrailEvent},
+    view::{JobChange, JobState, JobView, MachineState, MachineView, Receipt, TrailEvent},
 };
 use gpubnb_runtime::rpc::RpcError;
 
@@ -34,6 +34,54 @@ struct SummaryCard<'a> {
     waiting: Option<PlacementExplanation>,
     now: Timestamp,
     csrf: String,
+}
+
+/// A step on the way of a job, as the page shows it.
+struct Step {
+    name: &'static str,
+    /// The time that the step took or has taken so far; `None` for a step that has not begun.
+    time: Option<Millis>,
+    /// True while the job is in this step.
+    is_current: bool,
+}
+
+impl Step {
+    fn class(&self) -> &'static str {
+        match (self.is_current, self.time) {
+            (true, _) => "current",
+            (false, Some(_)) => "done",
+            (false, None) => "next",
+        }
+    }
+}
+
+impl SummaryCard<'_> {
+    /// The steps of the job's last attempt: waiting, preparing, running and saving files.
+    fn steps(&self) -> [Step; 4] {
+        let job = self.job;
+        let is_over = job.state.is_over();
+        // A job that waits to try again is at the beginning once more.
+        let assigned = job.attempt().map(|attempt| attempt.assigned_at);
+        let waiting_since =
+            if assigned.is_none() { job.retry_at.unwrap_or(job.submitted_at) } else { job.submitted_at };
+        let started = job.started_at.filter(|started| assigned.is_some_and(|assigned| *started >= assigned));
+        let until = |end: Option<Timestamp>| end.or(job.ended_at).unwrap_or(self.now);
+        let step = |name, began: Option<Timestamp>, end: Option<Timestamp>| {
+            let time = began.map(|began| until(end).since(began));
+            Step { name, time, is_current: began.is_some() && end.is_none() && !is_over }
+        };
+        [
+            step("Waiting", Some(waiting_since), assigned),
+            step("Preparing", assigned, started),
+            step("Running", started, job.exited_at),
+            step("Saving files", job.exited_at.filter(|_| started.is_some()), job.ended_at),
+        ]
+    }
+
+    /// True if the machine that runs the job has missed heartbeats.
+    fn is_machine_silent(&self) -> bool {
+        self.machine.is_some_and(|machine| machine.listed.state() == MachineState::Suspect)
+    }
 }
 
 #[derive(Template)]
@@ -79,6 +127,11 @@ struct ReceiptCard<'a> {
 }
 
 impl ReceiptCard<'_> {
+    /// The money of the hold that the job did not cost.
+    fn returned(&self, settled: &gpubnb_events::event::Settled) -> MicroUsd {
+        self.job.hold - settled.cost
+    }
+
     /// The sum of all postings, which is always zero.
     fn sum(&self, receipt: &Receipt) -> MicroUsd {
         receipt.settled.postings.iter().map(|p| p.amount).sum()
@@ -119,9 +172,18 @@ impl ArtifactsCard<'_> {
 pub(super) struct SummaryCache {
     /// The machine of the newest attempt, with the attempt's lease.
     machine: Option<(Lease, Arc<MachineView>)>,
+    /// The sequence that the next look-up of the machine must reflect.
+    machine_seq: Seq,
     progress: Option<Progress>,
     /// True if the job has ended, so that `progress` is final.
     is_progress_final: bool,
+}
+
+impl SummaryCache {
+    /// Makes the next rendering look up the machine again, as of an event of the machine.
+    pub(super) fn forget_machine(&mut self, seq: Seq) {
+        (self.machine, self.machine_seq) = (None, seq);
+    }
 }
 
 /// Maximum size of a text file with a preview on the page, bytes.
@@ -142,7 +204,7 @@ pub(super) async fn render_summary(app: &App, signed_in: SignedIn, job: &JobView
     // Only the job's owner may see the job's output, which includes the progress.
     let is_own = job.account == signed_in.account;
     let ((), (), waiting) = tokio::join!(
-        update_machine(app, signed_in, job, &mut cache.machine),
+        update_machine(app, signed_in, job, cache.machine_seq, &mut cache.machine),
         update_progress(app, is_own, job, &mut cache.progress, &mut cache.is_progress_final),
         explain_waiting(app, signed_in, job),
     );
@@ -219,12 +281,18 @@ pub(super) async fn read_trail(
 }
 
 /// Looks up the machine of the newest attempt. If the query fails, the page shows no machine name.
-async fn update_machine(app: &App, signed_in: SignedIn, job: &JobView, cached: &mut Option<(Lease, Arc<MachineView>)>) {
+async fn update_machine(
+    app: &App,
+    signed_in: SignedIn,
+    job: &JobView,
+    seq: Seq,
+    cached: &mut Option<(Lease, Arc<MachineView>)>,
+) {
     let Some(attempt) = job.attempts.last() else { return };
     if cached.as_ref().is_none_or(|(lease, _)| *lease != attempt.lease) {
-        let machine = match app.machines.machine(attempt.machine) {
+        let machine = match app.machines.machine(attempt.machine).filter(|_| seq == Seq::ZERO) {
             Some(machine) => Some(machine),
-            None => app.queries.machine(signed_in.reading_actor(), attempt.machine, Seq::ZERO).await.ok().map(Arc::new),
+            None => app.queries.machine(signed_in.reading_actor(), attempt.machine, seq).await.ok().map(Arc::new),
         };
         *cached = machine.map(|machine| (attempt.lease, machine));
     }
@@ -250,14 +318,17 @@ async fn explain_waiting(app: &App, signed_in: SignedIn, job: &JobView) -> Optio
 
 /// Renders a progress bar with the job's message and an estimate of the remaining time.
 pub(super) fn progress_bar(progress: &Progress, job: &JobView) -> String {
-    let percent = progress.fraction.clamp(0.0, 1.0) * 100.0;
+    // A job that has completed is done, whatever its last report said.
+    let is_complete = job.state == JobState::Completed;
+    let percent = if is_complete { 100.0 } else { progress.fraction.clamp(0.0, 1.0) * 100.0 };
     let message = escape::html(&progress.message);
     let left = remaining_time(progress, job)
         .map(|time| format!(" · about {} left", format::duration(time)))
         .unwrap_or_default();
+    let stopped = if job.state.is_over() && !is_complete { "stopped at " } else { "" };
     format!(
         "<progress value=\"{percent:.1}\" max=\"100\" aria-label=\"Progress\"></progress>\
-         <span class=\"percent\">{percent:.0} %</span> <span class=\"hint\">{message}{left}</span>"
+         <span class=\"percent\">{stopped}{percent:.0} %</span> <span class=\"hint\">{message}{left}</span>"
     )
 }
 
@@ -315,11 +386,48 @@ mod tests {
     }
 
     #[test]
+    fn the_steps_of_a_job_follow_its_state() {
+        let mut job = running_job();
+        let steps = |job: &JobView| {
+            let card = SummaryCard {
+                job,
+                machine: None,
+                progress: String::new(),
+                waiting: None,
+                now: Timestamp::EPOCH.plus(Millis(9_000)),
+                csrf: String::new(),
+            };
+            card.steps().map(|step| (step.class(), step.time.map(|time| time.0)))
+        };
+        job.state = JobState::Queued;
+        job.started_at = None;
+        assert_eq!(steps(&job), [("current", Some(9_000)), ("next", None), ("next", None), ("next", None)]);
+        let attempt = serde_json::json!({
+            "lease": 1, "machine": gpubnb_events::MachineId::generate(), "assigned_at": Timestamp::EPOCH.plus(Millis(1_000)),
+            "terms": { "price": 1, "fee_basis_points": 0, "provider": job.account },
+            "placement": { "candidates": 1, "rejected": [], "chosen": null },
+        });
+        job.attempts = vec![serde_json::from_value(attempt).unwrap()];
+        job.state = JobState::Running;
+        job.started_at = Some(Timestamp::EPOCH.plus(Millis(3_000)));
+        assert_eq!(steps(&job)[..3], [("done", Some(1_000)), ("done", Some(2_000)), ("current", Some(6_000))]);
+        job.exited_at = Some(Timestamp::EPOCH.plus(Millis(5_000)));
+        job.ended_at = Some(Timestamp::EPOCH.plus(Millis(6_000)));
+        job.state = JobState::Completed;
+        assert_eq!(steps(&job)[2..], [("done", Some(2_000)), ("done", Some(1_000))]);
+    }
+
+    #[test]
     fn a_progress_bar_stays_within_its_bounds_and_escapes_the_jobs_message() {
         let html = progress_bar(&progress(7.0, 10_000), &running_job());
         assert!(html.contains("value=\"100.0\"") && html.contains("100 %") && !html.contains("<epoch"), "{html}");
         let html = progress_bar(&progress(0.5, 10_000), &running_job());
         assert!(html.contains("about 10.0 s left"), "{html}");
+        let mut job = running_job();
+        job.state = JobState::Completed;
+        assert!(progress_bar(&progress(0.5, 10_000), &job).contains("100 %"));
+        job.state = JobState::Cancelled;
+        assert!(progress_bar(&progress(0.39, 10_000), &job).contains("stopped at 39 %"));
     }
 
     #[test]
