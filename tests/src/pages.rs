@@ -2,7 +2,7 @@
 //! the web server's routes.
 
 /// Pages of a signed-in person: the address and the name of the screenshot.
-pub const PAGES: [(&str, &str); 11] = [
+pub const PAGES: [(&str, &str); 12] = [
     ("/", "landing"),
     ("/market", "market"),
     ("/jobs", "jobs"),
@@ -10,6 +10,7 @@ pub const PAGES: [(&str, &str); 11] = [
     ("/wallet", "wallet"),
     ("/account", "account"),
     ("/provider", "provider"),
+    ("/provider/add", "add-machine"),
     ("/docs", "docs"),
     ("/styleguide", "styleguide"),
     ("/sign-in", "sign-in"),

@@ -45,6 +45,23 @@ const tick = () => {
 };
 setInterval(tick, 500);
 
+// A button that copies the text of another element.
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest?.("[data-copy]");
+  if (!button) return;
+  await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent.trim());
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+});
+
+// The lists' filters apply at once, and the address has only the filters that are set.
+for (const form of document.querySelectorAll("form.filters[method=get]")) {
+  form.addEventListener("formdata", ({ formData }) => {
+    for (const [name, value] of [...formData]) if (!value) formData.delete(name);
+  });
+  form.addEventListener("change", () => form.requestSubmit());
+}
+
 // Each file for a job is uploaded when it is chosen. After the upload, a hidden field of the form names the file.
 const dropArea = document.getElementById("drop");
 if (dropArea) {

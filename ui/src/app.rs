@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use crate::{
     access::{OpenStreams, RateLimits, Sessions, Users},
     request_span,
-    state::{Changes, MachineCache, Uploads},
+    state::{Changes, MachineCache, Uploads, WorkerProgram},
 };
 
 /// The broker's address and certificate for machines.
@@ -45,6 +45,8 @@ pub(crate) struct App {
     pub(crate) artifacts: Files,
     pub(crate) inputs: Files,
     pub(crate) uploads: Uploads,
+    /// The worker's program for owners of machines.
+    pub(crate) worker: WorkerProgram,
     pub(crate) changes: Changes,
     pub(crate) machines: MachineCache,
     /// Limits the number of concurrent searches through logs.

@@ -19,6 +19,8 @@ pub struct Cli {
 
 /// The commands of `gpubnb-ui`.
 #[derive(Debug, Clone, Subcommand)]
+// A process has one value of this type.
+#[allow(clippy::large_enum_variant)]
 pub enum Command {
     /// Serves until it is stopped. Any number of instances can run at the same time.
     Run(RunArgs),
@@ -73,6 +75,10 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_FILES_ARTIFACTS_GIB", default_value_t = 100)]
     #[arg(value_parser = value_parser!(u64).range(1..))]
     pub files_artifacts_gib: u64,
+    /// The worker's program, which owners of machines download from this server. The default is the program
+    /// `gpubnb-provider` beside this one.
+    #[arg(long, env = "GPUBNB_WORKER", value_name = "FILE")]
+    pub worker: Option<PathBuf>,
     /// Maximum number of requests per second from one address, and from one account. A burst may have five times as
     /// many requests.
     #[arg(long, env = "GPUBNB_REQUESTS_PER_SECOND", default_value = "50")]

@@ -80,6 +80,25 @@ pub(crate) fn signed(amount: &MicroUsd) -> String {
     if amount.0 > 0 { format!("+{amount}") } else { amount.to_string() }
 }
 
+/// An amount as a headline, in cents. The exact amount belongs beside it, for example in a title.
+pub(crate) fn headline(amount: &MicroUsd) -> String {
+    let cents = amount.0.abs() / 10_000;
+    match amount.0 {
+        0 => "$0.00".to_owned(),
+        1..10_000 => "< $0.01".to_owned(),
+        micros => format!("{}${}.{:02}", if micros < 0 { "-" } else { "" }, cents / 100, cents % 100),
+    }
+}
+
+/// An amount with two digits that count, rounded up: $0.003333 is `$0.0034`.
+pub(crate) fn about(amount: &MicroUsd) -> String {
+    let mut unit = 1;
+    while amount.0 / unit >= 100 {
+        unit *= 10;
+    }
+    MicroUsd((amount.0 + unit - 1) / unit * unit).to_string()
+}
+
 /// Basis points (hundredths of a percent) as percent: 250 is `2.5 %`.
 pub(crate) fn percent(basis_points: &u32) -> String {
     let text = format!("{}.{:02}", basis_points / 100, basis_points % 100);
@@ -214,6 +233,14 @@ mod tests {
         assert_eq!(duration(Millis(187_000)), "3 min 07 s");
         assert_eq!(duration(Millis(3_720_000)), "1 h 02 min");
         assert_eq!(signed(&MicroUsd(1_000_000)), "+$1.00");
+        assert_eq!(
+            [0, 29, 23_999_830, -500_000].map(|m| headline(&MicroUsd(m))),
+            ["$0.00", "< $0.01", "$23.99", "-$0.50"]
+        );
+        assert_eq!(
+            [3_333, 99, 123_456, 1_000_001].map(|m| about(&MicroUsd(m))),
+            ["$0.0034", "$0.000099", "$0.13", "$1.10"]
+        );
         assert_eq!(exact_duration(&Millis(24_177)), "24.177 s");
         assert_eq!(exact_duration(&Millis(119_700_000)), "33 h 15 min 0 s");
     }

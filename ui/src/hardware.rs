@@ -8,6 +8,14 @@ use gpubnb_query::view::ListedMachine;
 
 use crate::format;
 
+/// What the self-test measured, and the version of CUDA: `67.2 TFLOPS (168 TFLOPS per $/h) · 240 / 38 Mbit/s`.
+pub(crate) fn measured(row: &ListedMachine) -> String {
+    let speed = score(row).map(|score| format!("{} ({})", score.text, score.per_dollar_text));
+    let network = check_value(row, DOWN).and_then(|_| network_text(row));
+    let cuda = row.offer.hardware.cuda.as_ref().map(|cuda| format!("CUDA {cuda}"));
+    [speed, network, cuda].into_iter().flatten().collect::<Vec<_>>().join(" · ")
+}
+
 /// The number and model of the GPUs: `2 × RTX 4090`, or `CPU only`.
 pub(crate) fn gpus(row: &ListedMachine) -> String {
     let gpus = &row.offer.hardware.gpus;
@@ -59,6 +67,17 @@ pub(crate) fn score(row: &ListedMachine) -> Option<Score> {
 /// True if the machine says that it passed its self-test. Recommendations do not count.
 pub(crate) fn is_verified(row: &ListedMachine) -> bool {
     event::all_passed(&row.checks)
+}
+
+/// The result of the self-test in a few words: `20 of 22 checks passed, 2 recommendations`.
+pub(crate) fn test_result(row: &ListedMachine) -> String {
+    let passed = row.checks.iter().filter(|check| check.passed).count();
+    let advice = match recommendations(row).len() {
+        0 => String::new(),
+        1 => ", 1 recommendation".to_owned(),
+        count => format!(", {count} recommendations"),
+    };
+    format!("{passed} of {} checks passed{advice}", row.checks.len())
 }
 
 /// The recommendations of the self-test that the machine does not follow.

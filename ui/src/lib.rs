@@ -35,6 +35,7 @@ mod state;
 #[cfg(test)]
 mod testing;
 mod transfer;
+mod worker_download;
 
 pub use config::{Cli, Command};
 pub use openapi::{openapi_document, routes_table};

@@ -24,12 +24,12 @@ use crate::{
     api, assets,
     event_search::EventSearch,
     extract::{AfterAccount, MinSeq},
-    page, transfer,
+    page, transfer, worker_download,
 };
 
 /// All endpoints.
 pub(crate) fn all() -> Routes {
-    files(operators(wallet(jobs(machines(accounts(pages(Routes::default())))))))
+    files(operators(wallet(jobs(machines(accounts(console_and_documents(pages(Routes::default()))))))))
 }
 
 fn pages(routes: Routes) -> Routes {
@@ -67,12 +67,19 @@ fn pages(routes: Routes) -> Routes {
         .post("/wallet/payouts", Session, page::wallet::payout)
         .get("/provider", Session, page::provider::page)
         .get("/provider/live", Session, page::provider::live)
-        .post("/provider/enrollments", Session, page::provider::enroll)
+        .get("/provider/add", Session, page::add_machine::page)
+        .get("/provider/add/live", Session, page::add_machine::live)
+        .post("/provider/enrollments", Session, page::add_machine::enroll)
         .get("/sign-up", Public, page::sign_in::sign_up_page)
         .post("/sign-up", ProofInRequest, page::sign_in::sign_up)
         .get("/sign-in", Public, page::sign_in::sign_in_page)
         .post("/sign-in", ProofInRequest, page::sign_in::sign_in)
         .post("/sign-out", Session, page::sign_in::sign_out)
+}
+
+/// The console of the operators, the documents, and the files that every page needs.
+fn console_and_documents(routes: Routes) -> Routes {
+    routes
         .get("/account", Session, page::account::page)
         .post("/account/password", Session, page::account::change_password)
         .post("/account/tokens", Session, page::account::create_token)
@@ -95,6 +102,8 @@ fn pages(routes: Routes) -> Routes {
         .get("/styleguide", Public, page::styleguide::page)
         .get("/docs", Public, page::docs::page)
         .get("/openapi.json", Public, page::docs::document)
+        .get("/install.sh", Public, worker_download::install_script)
+        .get("/download/gpubnb-provider", Public, worker_download::program)
         .get("/assets/{version}/{name}", Public, assets::serve)
         .get("/.well-known/gpubnb.json", Public, api::published::page)
         .get("/healthz", Public, || async { "ok" })

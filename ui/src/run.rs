@@ -24,7 +24,7 @@ use crate::{
     app::{App, Broker},
     config::RunArgs,
     serve::serve,
-    state::{Changes, MachineCache, Uploads, watch_stores},
+    state::{Changes, MachineCache, Uploads, WorkerProgram, watch_stores},
 };
 
 /// The time for which an invitation of an operator is valid.
@@ -68,6 +68,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
             sign_ups_per_minute: args.sign_ups_per_minute,
         }),
         streams: OpenStreams::default(),
+        worker: WorkerProgram::new(args.worker.clone()),
         uploads: Uploads::new(uploads, Arc::new(SystemClock)),
         behind_proxy: args.behind_proxy,
         broker: Broker { url: args.machines_nats.clone().unwrap_or_else(|| nats.nats.clone()), authority },

@@ -149,7 +149,11 @@ async fn connect_machine(browser: &Browser, market: &Market, name: &str) -> Proc
     let command = browser.text("#enroll").await;
     assert!(command.contains(&format!("--market {}", market.url())), "{command}");
     let worker = run_shown_command(market, &command, name);
-    // The machine appears in the open page without a reload.
+    // The open page shows without a reload how far the machine has come, and a reload keeps the code.
+    browser.wait_for_text("#arrival", name).await;
+    browser.wait_for_text("#arrival", "See your listing").await;
+    browser.visit(market, "/provider/add").await;
+    assert_eq!(browser.text("#enroll").await, command);
     browser.client.goto(&format!("{}/provider", market.url())).await.unwrap();
     browser.wait_for_text("#machines", name).await;
     browser.wait_for_text("#machines", "Online").await;
@@ -173,6 +177,7 @@ async fn manage_machine(browser: &Browser, market: &Market, machine: &str, suffi
     browser.assert_sound("provider").await;
     browser.save_screenshot(&format!("machines{suffix}")).await;
     // The page shows the refusal at the field of the price.
+    browser.click("#machines details[id^=settings] summary").await;
     browser.fill("#machines input[name=price]", "a lot").await;
     browser.click("#machines button[value=reprice]").await;
     browser.wait_for("#machines input[aria-invalid]").await;

@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::Stream;
 use gpubnb_events::{
-    Aggregate, JobId, Seq, Timestamp,
+    Aggregate, JobId, MicroUsd, Seq, Timestamp,
     command::{CancelJob, Done},
 };
 use gpubnb_query::{
@@ -72,6 +72,11 @@ impl JobFilters {
         }
     }
 
+    /// True if these filters show every job.
+    fn is_unfiltered(&self) -> bool {
+        self.text.is_empty() && self.state.is_empty() && self.cursor.is_empty()
+    }
+
     /// The address of the list page at `cursor` with these filters.
     fn address(&self, path: &str, cursor: &str) -> String {
         let filters = Self { cursor: cursor.to_owned(), ..self.clone() };
@@ -93,9 +98,16 @@ struct JobList {
     filters: JobFilters,
     rows: Vec<ListedJob>,
     next: Option<String>,
+    /// True if the account has money. Only read for an account without jobs, which sees its first steps.
+    has_money: bool,
 }
 
 impl JobList {
+    /// True if the account has no job at all.
+    fn is_first_visit(&self) -> bool {
+        self.rows.is_empty() && self.filters.is_unfiltered()
+    }
+
     fn can_cancel_any(&self) -> bool {
         self.rows.iter().any(|row| !row.job.state.is_over())
     }
@@ -119,7 +131,13 @@ async fn load_list(app: &App, signed_in: SignedIn, filters: &JobFilters, min_seq
             job.attempts.last().and_then(|a| app.machines.machine(a.machine)).map(|m| m.listed.offer.name.clone());
         ListedJob { job, machine_name, now }
     };
-    Ok(JobList { filters: filters.clone(), rows: rows.into_iter().map(row).collect(), next })
+    let rows: Vec<_> = rows.into_iter().map(row).collect();
+    let has_money = if rows.is_empty() && filters.is_unfiltered() {
+        app.queries.balance(signed_in.actor(), signed_in.account, Seq::ZERO).await?.available > MicroUsd::ZERO
+    } else {
+        false
+    };
+    Ok(JobList { filters: filters.clone(), rows, next, has_money })
 }
 
 pub(crate) async fn page(

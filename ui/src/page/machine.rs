@@ -58,6 +58,7 @@ struct MachinePage {
     charts: String,
     hours: u32,
     record: String,
+    self_test: String,
     jobs: String,
     trail: String,
     now: Timestamp,
@@ -76,6 +77,12 @@ struct TrackRecordCard<'a> {
     outcomes: Vec<AttemptOutcome>,
     can_open_events: bool,
     now: Timestamp,
+}
+
+#[derive(Template)]
+#[template(path = "machine_self_test.html")]
+struct SelfTestCard<'a> {
+    machine: &'a MachineView,
 }
 
 impl TrackRecordCard<'_> {
@@ -104,7 +111,7 @@ struct TrailCard<'a> {
 /// Number of events on the page. `machine_events.html` repeats the number.
 const TRAIL_LIMIT: u32 = 50;
 /// The ids of the parts that [`render_event_parts`] renders.
-const EVENT_PART_IDS: [&str; 3] = ["record", "jobs-here", "trail"];
+const EVENT_PART_IDS: [&str; 4] = ["record", "self-test", "jobs-here", "trail"];
 
 pub(crate) async fn page(
     State(app): State<App>,
@@ -115,15 +122,26 @@ pub(crate) async fn page(
     let m = load_machine(&app, viewer, machine).await?;
     let (event_parts, charts) =
         tokio::join!(render_event_parts(&app, viewer, &m), render_charts(&app, viewer, &m, period.hours()));
-    let ([record, jobs, trail], charts) = (event_parts?, charts?);
+    let ([record, self_test, jobs, trail], charts) = (event_parts?, charts?);
     let state_card = render_fragment(&StateCard { machine: &m })?;
     let layout = Layout::new(m.listed.offer.name.clone(), "market", viewer);
     let (hours, now) = (period.hours(), app.now());
-    Ok(render_page(&MachinePage { layout, machine: m, state_card, charts, hours, record, jobs, trail, now })?)
+    Ok(render_page(&MachinePage {
+        layout,
+        machine: m,
+        state_card,
+        charts,
+        hours,
+        record,
+        self_test,
+        jobs,
+        trail,
+        now,
+    })?)
 }
 
-/// The parts that change only with events, and not with heartbeats: track record, jobs, trail.
-async fn render_event_parts(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 3], Problem> {
+/// The parts that change only with events, and not with heartbeats: track record, self-test, jobs, trail.
+async fn render_event_parts(app: &App, viewer: Viewer, m: &MachineView) -> Result<[String; 4], Problem> {
     let (machine, actor, now) = (m.listed.machine, viewer.reading_actor(), app.now());
     let query = TrailQuery { of: TrailOf::Machine(machine), skip: 0, limit: TRAIL_LIMIT, from_end: true };
     let account = viewer.account.filter(|_| !viewer.is_operator);
@@ -142,6 +160,7 @@ async fn render_event_parts(app: &App, viewer: Viewer, m: &MachineView) -> Resul
             can_open_events: viewer.is_operator,
             now,
         })?,
+        render_fragment(&SelfTestCard { machine: m })?,
         render_fragment(&JobsCard { jobs: jobs?, is_operator: viewer.is_operator, now })?,
         render_fragment(&TrailCard { machine: m, trail, now })?,
     ])

@@ -101,7 +101,7 @@ const COLUMNS: [(&str, &str, bool); 13] = [
     ("GPU", "", false),
     ("VRAM", "vram", true),
     ("Price", "price", true),
-    ("Speed per $", "score", true),
+    ("Speed per $/h", "score", true),
     ("Cores", "cores", true),
     ("RAM", "ram", true),
     ("Disk", "disk", true),
@@ -491,7 +491,7 @@ mod tests {
         let parts = page_parts(&list(&[&one])).unwrap();
         assert_eq!(
             parts.iter().map(|p| p.id.clone()).collect::<Vec<_>>(),
-            ["market-list".to_owned(), format!("m-{}", one.listed.machine)]
+            ["market-list".to_owned(), "free-now".to_owned(), format!("m-{}", one.listed.machine)]
         );
     }
 }

@@ -6,6 +6,7 @@
 //! Must not come here: the handlers of `/api/v1`, which belong to `api`, or code that both need, such as `accounts`.
 
 pub(crate) mod account;
+pub(crate) mod add_machine;
 pub(crate) mod console;
 pub(crate) mod console_fleet;
 pub(crate) mod console_ledger;

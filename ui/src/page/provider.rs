@@ -14,7 +14,7 @@ use axum::{
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use gpubnb_events::{
     Aggregate, HourlyRate, MachineId, MicroUsd, Seq, Timestamp,
-    command::{ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineChange, RevokeMachine, Revoked},
+    command::{ChangeMachine, Done, MachineChange, RevokeMachine, Revoked},
 };
 use gpubnb_query::{
     request::DaysOf,
@@ -28,7 +28,7 @@ use crate::{
     app::App,
     earnings::{MONTH, this_month},
     error::{PageError, Problem},
-    extract::{Form, MinSeq, Origin, Path, Query},
+    extract::{Form, MinSeq, Path, Query},
     input::dollars,
     live::parts::{self, PagePart},
     state::Change,
@@ -43,10 +43,6 @@ struct ProviderPage {
     has_machines: bool,
     /// The sequence of the viewer's last command, which live updates must reflect.
     seq: Seq,
-    /// An enrollment code that was just created. The page shows it only this once.
-    code: Option<EnrollmentCode>,
-    /// The URL of this server as the browser reaches it; empty without a `code`.
-    market_url: String,
 }
 
 #[derive(Template)]
@@ -77,6 +73,13 @@ struct OwnMachineCard {
     refused_price: Option<(String, String)>,
     csrf: String,
     now: Timestamp,
+}
+
+impl OwnMachineCard {
+    /// The present price without signs, as the owner would write it.
+    fn price(&self) -> String {
+        self.machine.listed.offer.price.0.to_string().replace('$', "")
+    }
 }
 
 /// Maximum number of concurrent queries for earnings.
@@ -130,7 +133,7 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Query(min_seq): Query<MinSeq>,
 ) -> Result<Html<String>, PageError> {
-    Ok(render(&app, signed_in, min_seq.seq(), None, String::new(), None).await?)
+    Ok(render(&app, signed_in, min_seq.seq(), None).await?)
 }
 
 pub(crate) async fn live(
@@ -163,16 +166,6 @@ pub(crate) async fn live(
     })
 }
 
-/// `POST /provider/enrollments`: creates an enrollment code and shows the commands that enroll a machine with it.
-pub(crate) async fn enroll(
-    State(app): State<App>,
-    signed_in: SignedIn,
-    Origin(market_url): Origin,
-) -> Result<Html<String>, PageError> {
-    let code = app.command("enrollment", "create", signed_in.actor(), &CreateEnrollment {}).await?;
-    Ok(render(&app, signed_in, Seq::ZERO, Some(code), market_url, None).await?)
-}
-
 /// `POST /machines/{machine}/revoke`: revokes the credential of a machine, for example after the machine was stolen.
 pub(crate) async fn revoke(
     State(app): State<App>,
@@ -187,8 +180,6 @@ async fn render(
     app: &App,
     signed_in: SignedIn,
     seq: Seq,
-    code: Option<EnrollmentCode>,
-    market_url: String,
     refused_price: Option<(MachineId, (String, String))>,
 ) -> Result<Html<String>, Problem> {
     let (totals, machines) = tokio::join!(render_totals(app, signed_in, seq), load_machines(app, signed_in, seq));
@@ -200,7 +191,7 @@ async fn render(
     }
     let layout = Layout::new("My machines", "provider", signed_in.viewer);
     let (has_machines, machines) = (!machines.cards.is_empty(), render_fragment(&machines)?);
-    render_page(&ProviderPage { layout, totals, machines, has_machines, seq, code, market_url })
+    render_page(&ProviderPage { layout, totals, machines, has_machines, seq })
 }
 
 /// P10, median and P90 of the prices of machines with the same first GPU model, or of all machines without a GPU.
@@ -239,7 +230,7 @@ pub(crate) async fn change(
         Err(problem) if problem.field.is_some() => {
             let status = StatusCode::from_u16(problem.status).unwrap_or_default();
             let refused = Some((machine, (submitted_price, problem.detail)));
-            Ok((status, render(&app, signed_in, Seq::ZERO, None, String::new(), refused).await?).into_response())
+            Ok((status, render(&app, signed_in, Seq::ZERO, refused).await?).into_response())
         }
         Err(problem) => Err(problem.into()),
     }

@@ -7,10 +7,12 @@ mod changes;
 mod machine_cache;
 mod stores;
 pub(crate) mod uploads;
+mod worker_program;
 
 pub(crate) use self::{
     changes::{Change, Changes, next_change, pending_changes},
     machine_cache::MachineCache,
     stores::watch_stores,
     uploads::Uploads,
+    worker_program::{WORKER_PROGRAM, WorkerProgram},
 };

@@ -403,7 +403,8 @@ mod tests {
         job.started_at = None;
         assert_eq!(steps(&job), [("current", Some(9_000)), ("next", None), ("next", None), ("next", None)]);
         let attempt = serde_json::json!({
-            "lease": 1, "machine": gpubnb_events::MachineId::generate(), "assigned_at": Timestamp::EPOCH.plus(Millis(1_000)),
+            "lease": 1, "machine": gpubnb_events::MachineId::generate(),
+            "assigned_at": Timestamp::EPOCH.plus(Millis(1_000)),
             "terms": { "price": 1, "fee_basis_points": 0, "provider": job.account },
             "placement": { "candidates": 1, "rejected": [], "chosen": null },
         });
