@@ -88,8 +88,11 @@ impl Browser {
         fs::write(self.pictures.join(format!("{name}.png")), png).unwrap();
     }
 
-    /// Clicks the first element that matches a CSS selector.
+    /// Clicks the first element that matches a CSS selector, in the middle of the window: on a phone, the bar of places
+    /// covers the lower end.
     pub async fn click(&self, css: &str) {
+        let script = "document.querySelector(arguments[0]).scrollIntoView({ block: 'center' })";
+        self.client.execute(script, vec![json!(css)]).await.unwrap();
         self.client.find(Locator::Css(css)).await.unwrap().click().await.unwrap();
     }
 

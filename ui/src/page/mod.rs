@@ -8,6 +8,7 @@
 pub(crate) mod account;
 pub(crate) mod add_machine;
 pub(crate) mod console;
+pub(crate) mod console_account;
 pub(crate) mod console_fleet;
 pub(crate) mod console_ledger;
 pub(crate) mod docs;
