@@ -138,6 +138,7 @@ impl Things {
         let path = path.replace("{job}", &self.job).replace("{machine}", &self.machine).replace("{seq}", &self.seq);
         let path = path.replace("{*path}", "render.png").replace("{lease}", &self.lease);
         let path = path.replace("{version}", &self.assets).replace("{name}", "style.css");
+        let path = path.replace("{account}", &self.system.consumer.account);
         let query = match path.rsplit_once('/').map(|(_, last)| last) {
             Some("part") => format!("?lease={}&from=0", self.lease),
             Some("search") => "?text=render".to_owned(),
@@ -224,8 +225,8 @@ fn expected_status(path: &str, actor: usize) -> StatusCode {
         _ => !is_of_owner && (!is_of_job || SEEN_BY_OPERATORS.contains(&path)),
     };
     match path {
-        // The page redirects a person who is signed in already.
-        "/sign-in" if [1, 2, 6].contains(&actor) => StatusCode::SEE_OTHER,
+        // The pages redirect a person who is signed in already.
+        "/sign-in" | "/sign-up" if [1, 2, 6].contains(&actor) => StatusCode::SEE_OTHER,
         _ if is_visible => StatusCode::OK,
         _ => StatusCode::NOT_FOUND,
     }
