@@ -54,12 +54,19 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => (button.textContent = "Copy"), 2000);
 });
 
-// The lists' filters apply at once, and the address has only the filters that are set.
+// The address of a list has only the filters that are set. Where a form says so, a change applies at once; but not a
+// change of a choice by keys, which may pass over other choices.
 for (const form of document.querySelectorAll("form.filters[method=get]")) {
   form.addEventListener("formdata", ({ formData }) => {
     for (const [name, value] of [...formData]) if (!value) formData.delete(name);
   });
-  form.addEventListener("change", () => form.requestSubmit());
+  if (!("apply" in form.dataset)) continue;
+  let isPointer = false;
+  form.addEventListener("pointerdown", () => (isPointer = true));
+  form.addEventListener("keydown", () => (isPointer = false));
+  form.addEventListener("change", ({ target }) => {
+    if (isPointer || target.tagName !== "SELECT") form.requestSubmit();
+  });
 }
 
 // Each file for a job is uploaded when it is chosen. After the upload, a hidden field of the form names the file.

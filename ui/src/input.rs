@@ -57,8 +57,7 @@ pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<JobRequest, Pro
 /// The error for a field that cannot be read.
 fn unreadable_field(e: serde_path_to_error::Error<serde_json::Error>) -> Problem {
     let path = e.path().to_string();
-    let field = UNIT_SUFFIXES.iter().find_map(|unit| path.strip_suffix(unit)).unwrap_or(&path);
-    Problem::invalid(field, format!("This cannot be read: {}.", e.inner()))
+    Problem::invalid(field_of(&path), format!("This cannot be read: {}.", e.inner()))
 }
 
 /// The problems of all fields of a form, each in the order in which the form is read; empty if every field can be read.
@@ -86,6 +85,7 @@ fn field_of(name: &str) -> &str {
     let name = name.strip_prefix("parameter.").unwrap_or(name);
     match name {
         "input" => "inputs",
+        "min_reliability" => "reliability",
         _ => UNIT_SUFFIXES.iter().find_map(|unit| name.strip_suffix(unit)).unwrap_or(name),
     }
 }
@@ -116,7 +116,7 @@ pub(crate) fn label(field: &str) -> &str {
         "region" => "Region",
         "gpu_model" => "GPU model",
         "min_cuda" => "CUDA version",
-        "min_reliability" | "reliability" => "Min reliability",
+        "reliability" => "Min reliability",
         "time" => "Time limit",
         "queue" => "Waits at most",
         "budget" => "Budget",

@@ -69,7 +69,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         }),
         streams: OpenStreams::default(),
         worker: WorkerProgram::new(args.worker.clone()),
-        uploads: Uploads::new(uploads, Arc::new(SystemClock)),
+        uploads: Uploads::new(uploads, Arc::new(SystemClock), [INPUTS, ARTIFACTS]),
         behind_proxy: args.behind_proxy,
         broker: Broker { url: args.machines_nats.clone().unwrap_or_else(|| nats.nats.clone()), authority },
         queries,

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the worker of a GPUbnb market on this machine:
-#   curl -fsSL https://market.example/install.sh | sh -s -- https://market.example
-# With an enrollment code, and as root, also connects this machine and installs the worker as a service:
+#   curl -fsSL https://market.example/install.sh | sudo sh -s -- https://market.example
+# Without root the program goes to ~/.local/bin, and the worker needs --state for a directory of its own.
+# With an enrollment code, also connects this machine and installs the worker as a service:
 #   curl -fsSL https://market.example/install.sh | sudo sh -s -- https://market.example CODE
 set -eu
 
@@ -47,8 +48,8 @@ price = "0.10"
 TOML
   cat >/etc/systemd/system/gpubnb-provider.service <<'UNIT'
 {{ unit }}UNIT
-  gpubnb-provider enroll "$code" --market "$market"
-  gpubnb-provider self-test || echo "install: fix the failed checks above. Until then the machine is not listed."
+  "$directory/gpubnb-provider" enroll "$code" --market "$market"
+  "$directory/gpubnb-provider" self-test || echo "install: fix the failed checks above. Until then the machine is not listed."
   systemctl daemon-reload
   systemctl enable --now gpubnb-provider
   echo "install: the worker runs. Its options: /etc/gpubnb/provider.toml. Its state: gpubnb-provider status"

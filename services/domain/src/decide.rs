@@ -193,6 +193,8 @@ impl World {
         let machine = choice.machine.and_then(|id| self.machine(id));
         let hold = submission::hold(self, c, now, settings)?;
         let price = machine.map(|m| m.offer.price);
+        // The job will not run on a machine above its price limit.
+        let submitted = placement::Request { max_price: hold.max_price, ..request };
         Ok(Quote {
             machine: choice.machine,
             machine_name: machine.map(|m| m.offer.name.clone()),
@@ -201,7 +203,7 @@ impl World {
             hold: hold.amount,
             max_price: hold.max_price,
             available: account.available,
-            start: placement::estimate_start(self, &request, &choice, now),
+            start: placement::estimate_start(self, &submitted, &choice, now),
             waiting: u32::try_from(self.queued.len()).unwrap_or(u32::MAX),
             placement: choice.explanation,
         })

@@ -12,6 +12,7 @@ mod files;
 mod foreign;
 mod idempotency;
 mod input;
+mod install;
 mod liar;
 mod people;
 mod scripts;

@@ -225,9 +225,9 @@ async fn a_provider_signs_up_connects_a_machine_manages_it_and_requests_a_payout
     browser.close().await;
 }
 
-/// Runs the enrollment command that the page shows, and starts the worker of a machine with this name.
+/// Runs the enrollment command that the page shows, without `sudo`, and starts the worker of a machine with this name.
 fn run_shown_command(market: &Market, shown: &str, name: &str) -> Process {
-    let words: Vec<&str> = shown.lines().next().unwrap().split_whitespace().collect();
+    let words: Vec<&str> = shown.lines().next().unwrap().split_whitespace().skip(1).collect();
     assert_eq!((words[0], words[1], words[3]), ("gpubnb-provider", "enroll", "--market"), "{shown}");
     let data = market.path().join(name.replace(' ', "-"));
     let worker = |arguments: &[&str]| {

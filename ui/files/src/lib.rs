@@ -177,6 +177,11 @@ impl Files {
         deleted
     }
 
+    /// The time since the listing began that [`Self::usage`] returns; `None` if the store will be listed anew.
+    pub fn usage_age(&self) -> Option<Duration> {
+        self.listed().as_ref().map(|(began, _)| began.elapsed())
+    }
+
     /// Makes the next [`Self::usage`] list the store again.
     pub fn forget_usage(&self) {
         self.listed().take();

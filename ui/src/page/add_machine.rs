@@ -17,7 +17,7 @@ use axum::{
 };
 use futures_util::Stream;
 use gpubnb_events::{
-    Aggregate, Seq, Timestamp,
+    AccountId, Aggregate, Seq, Timestamp,
     command::{CreateEnrollment, EnrollmentCode},
     event::Check,
 };
@@ -42,6 +42,8 @@ const COOKIE_LIFE: u32 = 3_600;
 /// The content of the cookie.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Enrollment {
+    /// The account for which the code was made. Another person may use the same browser.
+    account: AccountId,
     code: String,
     made_at: Timestamp,
     expires: Timestamp,
@@ -51,9 +53,9 @@ struct Enrollment {
 
 impl Enrollment {
     /// The code that the browser keeps, if it can still be used.
-    fn from_cookie(headers: &HeaderMap, now: Timestamp) -> Option<Self> {
+    fn from_cookie(headers: &HeaderMap, account: AccountId, now: Timestamp) -> Option<Self> {
         let enrollment: Self = serde_urlencoded::from_str(cookie(headers, CODE_COOKIE)?).ok()?;
-        (now < enrollment.expires).then_some(enrollment)
+        (enrollment.account == account && now < enrollment.expires).then_some(enrollment)
     }
 
     fn to_cookie(&self) -> String {
@@ -95,7 +97,9 @@ pub(crate) async fn enroll(
     Origin(market): Origin,
 ) -> Result<Response, PageError> {
     let made: EnrollmentCode = app.command("enrollment", "create", signed_in.actor(), &CreateEnrollment {}).await?;
-    let cookie = Enrollment { code: made.code, made_at: app.now(), expires: made.expires, market }.to_cookie();
+    let cookie =
+        Enrollment { account: signed_in.account, code: made.code, made_at: app.now(), expires: made.expires, market }
+            .to_cookie();
     Ok((AppendHeaders([(header::SET_COOKIE, cookie)]), Redirect::to("/provider/add")).into_response())
 }
 
@@ -106,7 +110,7 @@ pub(crate) async fn page(
     headers: HeaderMap,
 ) -> Result<Html<String>, PageError> {
     let now = app.now();
-    let enrollment = Enrollment::from_cookie(&headers, now);
+    let enrollment = Enrollment::from_cookie(&headers, signed_in.account, now);
     let arrival = match &enrollment {
         Some(enrollment) => render_arrival(&app, signed_in, enrollment, Seq::ZERO).await?,
         None => String::new(),
@@ -122,7 +126,7 @@ pub(crate) async fn live(
     signed_in: SignedIn,
     headers: HeaderMap,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let enrollment = Enrollment::from_cookie(&headers, app.now());
+    let enrollment = Enrollment::from_cookie(&headers, signed_in.account, app.now());
     let changes = app.changes.clone();
     let is_relevant = |change: &Change| matches!(change.aggregate, Aggregate::Machine(_));
     parts::stream(changes, Duration::from_millis(500), is_relevant, move |seq| {
@@ -136,8 +140,12 @@ pub(crate) async fn live(
 
 async fn render_arrival(app: &App, signed_in: SignedIn, enrollment: &Enrollment, seq: Seq) -> Result<String, Problem> {
     let own = app.queries.machines_of(signed_in.actor(), signed_in.account, seq).await?;
-    let arrived = own.into_iter().filter(|machine| machine.listed.listed_at >= enrollment.made_at);
-    render_fragment(&ArrivalCard { machine: arrived.max_by_key(|machine| machine.listed.listed_at) })
+    let has_arrived = |machine: &MachineView| {
+        let listed = &machine.listed;
+        listed.listed_at >= enrollment.made_at && !listed.is_delisted()
+    };
+    let machine = own.into_iter().filter(has_arrived).max_by_key(|machine| machine.listed.listed_at);
+    render_fragment(&ArrivalCard { machine })
 }
 
 #[cfg(test)]
@@ -149,13 +157,15 @@ mod tests {
     fn the_browser_keeps_the_code_until_it_expires() {
         let at = |millis| Timestamp::EPOCH.plus(Millis(millis));
         let (code, market) = ("ABCD; x=1".to_owned(), "https://m.example:1".to_owned());
-        let enrollment = Enrollment { code, made_at: at(1_400_000), expires: at(5_000_000), market };
+        let account = AccountId::generate();
+        let enrollment = Enrollment { account, code, made_at: at(1_400_000), expires: at(5_000_000), market };
         let set = enrollment.to_cookie();
         let pair = set.split("; ").next().unwrap();
         assert!(!pair.contains([' ', ';', ',', '"']), "{pair}");
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, pair.parse().unwrap());
-        assert_eq!(Enrollment::from_cookie(&headers, at(4_999_999)), Some(enrollment));
-        assert_eq!(Enrollment::from_cookie(&headers, at(5_000_000)), None);
+        assert_eq!(Enrollment::from_cookie(&headers, account, at(4_999_999)), Some(enrollment));
+        assert_eq!(Enrollment::from_cookie(&headers, account, at(5_000_000)), None);
+        assert_eq!(Enrollment::from_cookie(&headers, AccountId::generate(), at(4_999_999)), None);
     }
 }

@@ -10,7 +10,7 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    AccountId, CommandId, MachineId, MicroUsd, Seq, Timestamp,
+    AccountId, Actor, CommandId, MachineId, MicroUsd, Seq, Timestamp,
     command::{ClosePayout, Done, FundAccount, RevokeMachine, Revoked, SetSuspension},
 };
 use gpubnb_query::{
@@ -28,16 +28,23 @@ use crate::{
     input::dollars,
 };
 
-/// Most payouts that are looked up.
-const MAX_PAYOUTS: u32 = 200;
-/// Most events on the page.
-const MAX_EVENTS: u32 = 20;
+/// Most pages of a search for payouts. Each page searches some thousand events.
+const MAX_PAGES: u32 = 20;
+/// Most events on the page, and in one answer to a search.
+const MAX_EVENTS: u32 = 50;
 
 /// A payout that was requested, and is neither paid nor failed.
 #[derive(Debug, Deserialize)]
 struct OpenPayout {
     payout: CommandId,
     amount: MicroUsd,
+}
+
+impl AccountPage {
+    /// True if payouts wait that the search did not find.
+    fn has_older_payouts(&self) -> bool {
+        self.payouts.iter().map(|payout| payout.amount).sum::<MicroUsd>() < self.balance.payable
+    }
 }
 
 #[derive(Template)]
@@ -73,21 +80,17 @@ async fn render(
     problem: Option<Problem>,
 ) -> Result<Html<String>, Problem> {
     let actor = signed_in.operator_actor();
-    let events = |event: Option<&str>, limit| {
-        let (of, event) = (Some(TrailOf::Account(account)), event.map(ToOwned::to_owned));
-        app.queries.events(actor, EventsQuery { before: None, kind: None, event, of, limit })
-    };
     let balance = app.queries.balance(actor, account, min_seq).await?;
     let (requested, paid, failed, newest, machines) = tokio::join!(
-        events(Some("PayoutRequested"), MAX_PAYOUTS),
-        events(Some("PayoutPaid"), MAX_PAYOUTS),
-        events(Some("PayoutFailed"), MAX_PAYOUTS),
-        events(None, MAX_EVENTS),
+        find_payouts(app, actor, account, "PayoutRequested"),
+        find_payouts(app, actor, account, "PayoutPaid"),
+        find_payouts(app, actor, account, "PayoutFailed"),
+        app.queries.events(actor, search(account, None, None)),
         app.queries.machines_of(actor, account, Seq::ZERO),
     );
-    let closed: BTreeSet<CommandId> = [paid?.rows, failed?.rows].concat().iter().filter_map(payout_of).collect();
+    let closed: BTreeSet<CommandId> = [paid?, failed?].concat().iter().filter_map(payout_of).collect();
     let mut payouts: Vec<OpenPayout> =
-        requested?.rows.into_iter().filter_map(|event| serde_json::from_value(event.body).ok()).collect();
+        requested?.into_iter().filter_map(|event| serde_json::from_value(event.body).ok()).collect();
     payouts.retain(|open| !closed.contains(&open.payout));
     render_page(&AccountPage {
         layout: Layout::new("Account", "console", signed_in.viewer),
@@ -100,6 +103,26 @@ async fn render(
         problem,
         now: app.now(),
     })
+}
+
+/// A search through the newest events of an account.
+fn search(account: AccountId, event: Option<&str>, before: Option<Seq>) -> EventsQuery {
+    let event = event.map(ToOwned::to_owned);
+    EventsQuery { before, kind: None, event, of: Some(TrailOf::Account(account)), limit: MAX_EVENTS }
+}
+
+/// The events of an account with this name, newest first.
+async fn find_payouts(app: &App, actor: Actor, account: AccountId, event: &str) -> Result<Vec<TrailEvent>, Problem> {
+    let (mut found, mut before) = (Vec::new(), None);
+    for _ in 0..MAX_PAGES {
+        let page = app.queries.events(actor, search(account, Some(event), before)).await?;
+        found.extend(page.rows);
+        before = page.next.and_then(|next| next.parse().ok()).map(Seq);
+        if before.is_none() {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// The payout that an event is about.
@@ -121,6 +144,8 @@ async fn act<B: Serialize + Sync>(
     };
     match done {
         Ok(done) => Ok(Redirect::to(&format!("/console/accounts/{account}?seq={}", done.seq)).into_response()),
+        // The command may have taken effect. The browser can send the same form again, with the same id.
+        Err(problem) if problem.status >= 500 => Err(problem.into()),
         Err(problem) => {
             let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_REQUEST);
             let page = render(app, signed_in, account, Seq::ZERO, Some(problem)).await?;
@@ -192,7 +217,8 @@ pub(crate) async fn close_payout(
 ) -> Result<Response, PageError> {
     let reason = form.reason.trim().to_owned();
     let body = match (form.action.as_str(), reason.is_empty()) {
-        ("paid", _) => Ok(ClosePayout { account, payout, failed: None }),
+        ("paid", true) => Ok(ClosePayout { account, payout, failed: None }),
+        ("paid", false) => Err(Problem::invalid("reason", "A payout that was paid has no reason for a failure.")),
         (_, false) => Ok(ClosePayout { account, payout, failed: Some(reason) }),
         (_, true) => Err(Problem::invalid("reason", "Say why the payout failed: its owner reads the reason.")),
     };

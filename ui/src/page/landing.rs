@@ -38,8 +38,9 @@ struct Model {
     machines: usize,
     free: usize,
     lowest: HourlyRate,
-    /// What an owner earns in a month at the median price, if the machine is used half of the time.
-    monthly: MicroUsd,
+    /// What an owner earns in a month at the median price, if the machine is used half of the time. `None` for
+    /// simulated GPUs, for which nobody pays.
+    monthly: Option<MicroUsd>,
 }
 
 impl Model {
@@ -73,7 +74,10 @@ fn models(machines: &[Arc<MachineView>]) -> Vec<Model> {
             machines: machines.len(),
             free: machines.iter().filter(|machine| machine.is_free()).count(),
             lowest: machines.first()?.offer.price,
-            monthly: median.cost_of(HALF_A_MONTH).share(OWNER_SHARE),
+            monthly: machines
+                .iter()
+                .any(|machine| !machine.offer.hardware.simulated)
+                .then(|| median.cost_of(HALF_A_MONTH).share(OWNER_SHARE)),
         })
     };
     let mut models: Vec<_> = by_name.into_iter().filter_map(model).collect();
@@ -132,7 +136,8 @@ mod tests {
         let machines = [("a", "RTX 4090", 400_000), ("b", "RTX 4090", 200_000), ("c", "A100", 1_000_000)]
             .map(|(name, gpu, price)| Arc::new(machine(name, gpu, price)));
         let models = models(&machines);
-        let rows: Vec<_> = models.iter().map(|m| (m.name.as_str(), m.free, m.lowest.0.0, m.monthly.0)).collect();
+        let rows: Vec<_> =
+            models.iter().map(|m| (m.name.as_str(), m.free, m.lowest.0.0, m.monthly.unwrap().0)).collect();
         assert_eq!(rows, [("RTX 4090", 2, 200_000, 129_600_000), ("A100", 1, 1_000_000, 324_000_000)]);
         assert_eq!(models[0].address(), "/market?gpu=RTX+4090");
     }

@@ -112,9 +112,14 @@ const COLUMNS: [(&str, &str, bool); 13] = [
     ("", "", false),
 ];
 
-/// Reads a number of a filter. A comma counts as a decimal point.
-fn number<T: std::str::FromStr>(filter: &str) -> Option<T> {
-    filter.trim().replace(',', ".").parse().ok()
+/// Reads a number of a filter, at least zero. A comma counts as a decimal point.
+fn number(filter: &str) -> Option<f64> {
+    filter.trim().replace(',', ".").parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)
+}
+
+/// Reads a price of a filter.
+fn price(filter: &str) -> Option<MicroUsd> {
+    filter.trim().replace(',', ".").parse().ok().filter(|price| *price >= MicroUsd::ZERO)
 }
 
 impl MarketFilters {
@@ -129,22 +134,21 @@ impl MarketFilters {
             "cpu" => offer.hardware.gpus.is_empty(),
             _ => true,
         };
-        let vram = offer.hardware.gpus.iter().map(|g| g.memory.0).max().unwrap_or(0);
         let model = self.gpu.to_lowercase();
         let owner_matches = match self.owner.as_str() {
             "finishes" => !offer.policy.may_evict,
             "egress" => !offer.policy.egress.is_none(),
             _ => true,
         };
-        let reliability = number::<u32>(&self.min_reliability);
+        let reliability = number(&self.min_reliability);
         text_matches
             && kind_matches
             && owner_matches
             && (model.is_empty() || offer.hardware.gpus.iter().any(|g| g.model.to_lowercase().contains(&model)))
-            && reliability.is_none_or(|min| m.listed.reliability().is_some_and(|(percent, _)| percent >= min))
+            && reliability
+                .is_none_or(|min| m.listed.reliability().is_some_and(|(percent, _)| f64::from(percent) >= min))
             && (self.region.is_empty() || self.region == offer.region)
-            && number::<MicroUsd>(&self.max_price).is_none_or(|max| offer.price.0 <= max)
-            && number::<u64>(&self.min_vram).is_none_or(|gib| vram >= gib.saturating_mul(1_024))
+            && price(&self.max_price).is_none_or(|max| offer.price.0 <= max)
             && self.matches_hardware(m)
             && (self.state.is_empty() || m.listed.state().name().eq_ignore_ascii_case(&self.state))
             && match self.only.as_str() {
@@ -159,12 +163,14 @@ impl MarketFilters {
     #[allow(clippy::cast_precision_loss)]
     fn matches_hardware(&self, m: &MachineView) -> bool {
         let hardware = &m.listed.offer.hardware;
-        let at_least = |filter: &str, value: f64| number::<f64>(filter).is_none_or(|min| value >= min);
+        let at_least = |filter: &str, value: f64| number(filter).is_none_or(|min| value >= min);
         let gib = |size: Mebibytes| size.0 as f64 / 1_024.0;
         let (down, up) = hardware::network_speed(&m.listed);
         let version = self.driver.trim();
         let versions = [hardware.driver.as_deref(), hardware.cuda.as_deref()];
+        let vram = hardware.gpus.iter().map(|g| g.memory).max().unwrap_or(Mebibytes(0));
         at_least(&self.min_gpus, hardware.gpus.len() as f64)
+            && at_least(&self.min_vram, gib(vram))
             && (version.is_empty() || versions.iter().flatten().any(|v| v.contains(version)))
             && at_least(&self.min_cores, f64::from(hardware.cpu_cores))
             && at_least(&self.min_ram, gib(hardware.memory))
@@ -244,13 +250,10 @@ impl MarketFilters {
             ("Min upload", &self.min_up),
             ("Min speed per $", &self.min_score),
         ];
-        let is_unreadable =
-            |filter: &str| !filter.trim().is_empty() && number::<f64>(filter).is_none_or(|n| !n.is_finite() || n < 0.0);
-        let price = [("Max price", &self.max_price)].into_iter().filter(|(_, price)| {
-            !price.trim().is_empty() && number::<MicroUsd>(price).is_none_or(|price| price < MicroUsd::ZERO)
-        });
-        let numbers = numbers.into_iter().filter(|(_, value)| is_unreadable(value));
-        price.chain(numbers).map(|(label, _)| label).collect()
+        let is_set = |filter: &str| !filter.trim().is_empty();
+        let is_bad_price = is_set(&self.max_price) && price(&self.max_price).is_none();
+        let numbers = numbers.into_iter().filter(|(_, value)| is_set(value) && number(value).is_none());
+        is_bad_price.then_some("Max price").into_iter().chain(numbers.map(|(label, _)| label)).collect()
     }
 
     fn page(&self) -> usize {

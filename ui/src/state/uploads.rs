@@ -5,13 +5,14 @@
 //! Each store has one entry with all its claims. A web server reads the entry, decides whether the upload fits, and
 //! writes the entry back on condition that nobody has changed the entry meanwhile.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream::kv;
 use gpubnb_events::{AccountId, Clock, CommandId, Lease, Millis, Timestamp};
 use gpubnb_files::Owner;
 use gpubnb_runtime::rpc::RpcError;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tracing::warn;
 
@@ -28,6 +29,8 @@ const STORED_LIFE: Millis = Millis(15_000);
 const MAX_CLAIMS: usize = 1_000;
 /// Most claims of one account, and of all accounts without money together.
 const MAX_OWN_CLAIMS: usize = MAX_CLAIMS / 4;
+/// Longest wait for the decision about other uploads.
+const MAX_WAIT: Duration = Duration::from_secs(20);
 /// Most tries to change an entry that other web servers change.
 pub(crate) const MAX_TRIES: u32 = 20;
 
@@ -35,7 +38,7 @@ pub(crate) const MAX_TRIES: u32 = 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Upload {
     id: CommandId,
-    /// The name of the file in the store.
+    /// A hash of the name of the file in the store. A name may be long.
     file: String,
     account: AccountId,
     has_money: bool,
@@ -46,16 +49,19 @@ pub(crate) struct Upload {
     /// True when the file is stored.
     #[serde(default)]
     is_stored: bool,
+    /// When the claim was made or changed last. For a stored file, that is when the file was stored.
+    changed_at: Timestamp,
     /// When the claim ends, unless it is renewed.
     until: Timestamp,
 }
 
 impl Upload {
     /// An upload of `bytes` bytes that takes the share of `owner`.
-    pub(crate) fn new(file: String, owner: Owner, bytes: u64, lease: Option<Lease>) -> Self {
+    pub(crate) fn new(file: &str, owner: Owner, bytes: u64, lease: Option<Lease>) -> Self {
         let Owner { account, has_money } = owner;
         let (id, until) = (CommandId::generate(), Timestamp::EPOCH);
-        Self { id, file, account, has_money, bytes, lease, is_stored: false, until }
+        let file = short_hash(file);
+        Self { id, file, account, has_money, bytes, lease, is_stored: false, changed_at: until, until }
     }
 }
 
@@ -88,13 +94,23 @@ impl Claims {
         self.sum(|upload| !upload.has_money, bytes)
     }
 
-    /// The bytes of an attempt's uploads that still run.
-    pub(crate) fn of_attempt(&self, lease: Lease) -> u64 {
-        self.sum(|upload| upload.lease == Some(lease) && !upload.is_stored, |bytes| bytes)
+    /// The bytes of an attempt's uploads that still run, without those of this file: the claim of an upload that broke
+    /// off may not have ended yet.
+    pub(crate) fn of_attempt(&self, lease: Lease, file: &str) -> u64 {
+        let file = short_hash(file);
+        let counts = |upload: &Upload| upload.lease == Some(lease) && !upload.is_stored && upload.file != file;
+        self.sum(counts, |bytes| bytes)
+    }
+
+    /// When the last of these files was stored; `None` if none of them is.
+    pub(crate) fn newest_stored(&self) -> Option<Timestamp> {
+        let stored = self.0.iter().filter(|upload| upload.is_stored);
+        stored.map(|upload| upload.changed_at).max()
     }
 
     /// True if an upload of this file runs.
     pub(crate) fn has(&self, file: &str) -> bool {
+        let file = short_hash(file);
         self.0.iter().any(|upload| upload.file == file && !upload.is_stored)
     }
 
@@ -107,8 +123,10 @@ impl Claims {
 
     /// Adds an upload; false if there are too many.
     fn add(&mut self, upload: Upload) -> bool {
-        let running = |counts: &dyn Fn(&Upload) -> bool| self.0.iter().filter(|known| counts(known)).count();
-        let is_bounded = self.0.len() < MAX_CLAIMS
+        // The files that are stored already wait only for the listings of the other web servers.
+        let running =
+            |counts: &dyn Fn(&Upload) -> bool| self.0.iter().filter(|known| !known.is_stored && counts(known)).count();
+        let is_bounded = running(&|_| true) < MAX_CLAIMS
             && running(&|known| known.account == upload.account) < MAX_OWN_CLAIMS
             && (upload.has_money || running(&|known| !known.has_money) < MAX_OWN_CLAIMS);
         if is_bounded {
@@ -123,19 +141,21 @@ impl Claims {
 pub(crate) struct Uploads {
     bucket: kv::Store,
     clock: Arc<dyn Clock>,
-    /// One upload of this web server decides at a time, so that uploads wait for each other and need not try again.
-    turn: Arc<Mutex<()>>,
+    /// One upload of this web server decides at a time about a store, so that uploads need not try again.
+    turns: Arc<BTreeMap<&'static str, Arc<Mutex<()>>>>,
 }
 
 impl Uploads {
-    pub(crate) fn new(bucket: kv::Store, clock: Arc<dyn Clock>) -> Self {
-        Self { bucket, clock, turn: Arc::default() }
+    pub(crate) fn new(bucket: kv::Store, clock: Arc<dyn Clock>, stores: [&'static str; 2]) -> Self {
+        Self { bucket, clock, turns: Arc::new(stores.map(|store| (store, Arc::default())).into()) }
     }
 
-    /// Waits until no other upload of this web server decides. Hold the guard while [`Self::read`] and [`Self::add`]
-    /// decide about an upload.
-    pub(crate) async fn turn(&self) -> OwnedMutexGuard<()> {
-        Arc::clone(&self.turn).lock_owned().await
+    /// Waits until no other upload of this web server decides about this store. Hold the guard while [`Self::read`] and
+    /// [`Self::add`] decide about an upload.
+    pub(crate) async fn turn(&self, store: &str) -> Result<Option<OwnedMutexGuard<()>>, Problem> {
+        let Some(turn) = self.turns.get(store) else { return Ok(None) };
+        let guard = tokio::time::timeout(MAX_WAIT, Arc::clone(turn).lock_owned()).await;
+        guard.map(Some).map_err(|_| too_many())
     }
 
     /// Adds the claim of an upload to the claims that [`Self::read`] returned with a revision. `None` if another web
@@ -148,7 +168,7 @@ impl Uploads {
     ) -> Result<Option<Claim>, Problem> {
         let upload = Upload { until: self.clock.now().plus(CLAIM_LIFE), ..upload.clone() };
         if !claims.add(upload.clone()) {
-            return Err(RpcError::Unavailable("many files are being uploaded: try again".to_owned()).into());
+            return Err(too_many());
         }
         let is_added = self.write(store, &claims, revision).await?;
         Ok(is_added.then(|| Claim { uploads: self.clone(), store, upload }))
@@ -219,7 +239,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Runs the upload, and renews the claim meanwhile. Afterwards the bytes of the stored file count for its attempt.
+    /// Runs the upload of `bytes` bytes, and renews the claim meanwhile. Afterwards these bytes count for the attempt.
     pub(crate) async fn run<T>(
         self,
         bytes: u64,
@@ -229,17 +249,18 @@ impl Claim {
         let result = loop {
             tokio::select! {
                 result = &mut upload => break result,
-                () = tokio::time::sleep(RENEW_EVERY) => self.set(false, CLAIM_LIFE).await,
+                () = tokio::time::sleep(RENEW_EVERY) => self.set(self.upload.clone(), CLAIM_LIFE).await,
             }
         };
         if result.is_err() {
             self.release().await;
             return result;
         }
+        // The claim may have been for more than these bytes: for the rest of a file.
+        self.set(Upload { is_stored: true, bytes, ..self.upload.clone() }, STORED_LIFE).await;
         if let Some(lease) = self.upload.lease {
-            self.uploads.add_stored(lease, bytes).await?;
+            self.warn(self.uploads.add_stored(lease, bytes).await);
         }
-        self.set(true, STORED_LIFE).await;
         result
     }
 
@@ -250,8 +271,9 @@ impl Claim {
     }
 
     /// Renews the claim.
-    async fn set(&self, is_stored: bool, life: Millis) {
-        let upload = Upload { is_stored, until: self.uploads.clock.now().plus(life), ..self.upload.clone() };
+    async fn set(&self, upload: Upload, life: Millis) {
+        let now = self.uploads.clock.now();
+        let upload = Upload { changed_at: now, until: now.plus(life), ..upload };
         let change = |claims: &mut Vec<Upload>| {
             claims.retain(|known| known.id != upload.id);
             claims.push(upload.clone());
@@ -264,6 +286,16 @@ impl Claim {
             warn!(store = self.store, problem = problem.detail, "the claim of an upload could not be changed");
         }
     }
+}
+
+/// The first 16 bytes of a SHA-256 in hex.
+fn short_hash(text: &str) -> String {
+    gpubnb_events::hex(&Sha256::digest(text)[..16])
+}
+
+/// The problem if there are too many uploads at once.
+pub(crate) fn too_many() -> Problem {
+    RpcError::Unavailable("many files are being uploaded: try again".to_owned()).into()
 }
 
 fn stored_key(lease: Lease) -> String {
@@ -283,7 +315,7 @@ mod tests {
     use super::*;
 
     fn upload(account: AccountId, has_money: bool) -> Upload {
-        Upload::new("file".to_owned(), Owner { account, has_money }, 5, None)
+        Upload::new("file", Owner { account, has_money }, 5, None)
     }
 
     #[test]

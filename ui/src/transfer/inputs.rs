@@ -77,7 +77,7 @@ pub(crate) async fn put_input(
     let file = NewFile { name, owner, metadata: HashMap::new() };
     let stored =
         run_to_completion(async move { claim.run(bytes, store_body(&files, file, body, bytes, |_| ())).await });
-    let FileInfo { bytes, sha256, .. } = stored.await?;
+    let FileInfo { bytes, sha256, .. } = Box::pin(stored).await?;
     Ok((StatusCode::CREATED, Json(StoredInput { input, bytes, sha256 })))
 }
 

@@ -49,8 +49,8 @@ pub(super) struct NewUpload {
 /// Claims room for an upload, or refuses the file before its upload begins. A file that the store refused in the middle
 /// would leave its first pieces behind.
 pub(super) async fn claim(app: &App, store: Store<'_>, new: NewUpload) -> Result<Claim, Problem> {
-    let upload = Upload::new(new.file.clone(), new.owner, new.bytes, new.attempt.map(|(lease, _)| lease));
-    let _turn = app.uploads.turn().await;
+    let upload = Upload::new(&new.file, new.owner, new.bytes, new.attempt.map(|(lease, _)| lease));
+    let _turn = app.uploads.turn(store.name).await?;
     for _ in 0..uploads::MAX_TRIES {
         let (claims, revision) = app.uploads.read(store.name).await?;
         fits(app, store, &new, &claims).await?;
@@ -72,19 +72,24 @@ async fn fits(app: &App, store: Store<'_>, new: &NewUpload, claims: &Claims) -> 
         None => {}
         Some((lease, max_bytes)) => {
             let stored = app.uploads.stored_by(lease).await?;
-            if stored.saturating_add(claims.of_attempt(lease)).saturating_add(new.bytes) > max_bytes {
+            let wanted = stored.saturating_add(new.bytes);
+            if wanted > max_bytes {
                 return Err(Problem::too_large());
+            }
+            // Other files of the attempt may still be refused, or break off.
+            if wanted.saturating_add(claims.of_attempt(lease, &new.file)) > max_bytes {
+                return Err(uploads::too_many());
             }
         }
     }
-    match (fits_store(store, new, claims).await, claims.without_stored()) {
-        // The listing of the store may have the files that are stored already. A new listing certainly has them.
-        (Err(_), Some(running)) => {
-            store.files.forget_usage();
-            fits_store(store, new, &running).await
-        }
-        (result, _) => result,
+    let (result, running) = (fits_store(store, new, claims).await, claims.without_stored());
+    let (Err(_), Some(running), Some(newest)) = (&result, running, claims.newest_stored()) else { return result };
+    // The listing of the store may have the files that are stored already. A listing that began later certainly has
+    // them.
+    if store.files.usage_age().is_none_or(|age| age >= app.now().since(newest).duration()) {
+        store.files.forget_usage();
     }
+    fits_store(store, new, &running).await
 }
 
 /// Refuses an upload that has no room beside the stored files and the claims of other uploads.

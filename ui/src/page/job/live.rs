@@ -116,7 +116,9 @@ async fn next_job_changes(notices: &mut broadcast::Receiver<Change>, id: JobId) 
 /// its sequence.
 async fn next_machine_change(notices: &mut broadcast::Receiver<Change>, job: &JobView) -> Seq {
     let Some(attempt) = job.attempt() else { return std::future::pending().await };
-    let is_relevant = |change: &Change| change.aggregate == Aggregate::Machine(attempt.machine);
+    // A heartbeat has no sequence.
+    let is_relevant =
+        |change: &Change| change.aggregate == Aggregate::Machine(attempt.machine) && change.seq > Seq::ZERO;
     next_change(notices, is_relevant).await.map_or(Seq::ZERO, |change| change.seq)
 }
 

@@ -39,48 +39,58 @@ struct SummaryCard<'a> {
 /// A step on the way of a job, as the page shows it.
 struct Step {
     name: &'static str,
-    /// The time that the step took or has taken so far; `None` for a step that has not begun.
+    /// `done`, `current`, `next`, or `failed` for the last step of a job that failed or was cancelled.
+    class: &'static str,
+    /// The time that the step took or has taken so far, if it is known.
     time: Option<Millis>,
-    /// True while the job is in this step.
-    is_current: bool,
-}
-
-impl Step {
-    fn class(&self) -> &'static str {
-        match (self.is_current, self.time) {
-            (true, _) => "current",
-            (false, Some(_)) => "done",
-            (false, None) => "next",
-        }
-    }
+    /// When the present step began.
+    since: Option<Timestamp>,
 }
 
 impl SummaryCard<'_> {
     /// The steps of the job's last attempt: waiting, preparing, running and saving files.
     fn steps(&self) -> [Step; 4] {
         let job = self.job;
-        let is_over = job.state.is_over();
-        // A job that waits to try again is at the beginning once more.
-        let assigned = job.attempt().map(|attempt| attempt.assigned_at);
-        let waiting_since =
-            if assigned.is_none() { job.retry_at.unwrap_or(job.submitted_at) } else { job.submitted_at };
+        // A job that was given back waits again.
+        let is_given_back = |ended: &str| matches!(ended, "Requeued" | "Declined");
+        let attempt = job.attempts.last().filter(|attempt| !attempt.ended.as_deref().is_some_and(is_given_back));
+        let assigned = attempt.map(|attempt| attempt.assigned_at);
         let started = job.started_at.filter(|started| assigned.is_some_and(|assigned| *started >= assigned));
-        let until = |end: Option<Timestamp>| end.or(job.ended_at).unwrap_or(self.now);
-        let step = |name, began: Option<Timestamp>, end: Option<Timestamp>| {
-            let time = began.map(|began| until(end).since(began));
-            Step { name, time, is_current: began.is_some() && end.is_none() && !is_over }
-        };
-        [
-            step("Waiting", Some(waiting_since), assigned),
-            step("Preparing", assigned, started),
-            step("Running", started, job.exited_at),
-            step("Saving files", job.exited_at.filter(|_| started.is_some()), job.ended_at),
-        ]
+        // Nobody knows since when a job waits that an earlier machine gave back.
+        let is_first = job.attempts.len() <= usize::from(attempt.is_some());
+        let submitted = is_first.then_some(job.submitted_at);
+        let saving = job.exited_at.filter(|_| started.is_some());
+        let steps = [
+            ("Waiting", true, submitted, assigned),
+            ("Preparing", assigned.is_some(), assigned, started),
+            ("Running", started.is_some(), started, job.exited_at.or(job.ended_at)),
+            ("Saving files", saving.is_some(), saving, job.ended_at),
+        ];
+        let last = steps.iter().rposition(|(_, has_begun, ..)| *has_begun).unwrap_or(0);
+        let mut number = 0;
+        steps.map(|(name, has_begun, began, end)| {
+            let is_last = number == last;
+            number += 1;
+            let class = match job.state {
+                _ if !has_begun => "next",
+                JobState::Failed | JobState::Cancelled if is_last => "failed",
+                state if is_last && !state.is_over() => "current",
+                _ => "done",
+            };
+            let time = began.map(|began| end.or(job.ended_at).unwrap_or(self.now).since(began));
+            Step { name, class, time, since: began.filter(|_| class == "current") }
+        })
+    }
+
+    /// True if the job is tried again after a failure of its machine.
+    fn can_try_again(&self) -> bool {
+        self.job.attempts.len() < self.job.limits.max_attempts as usize
     }
 
     /// True if the machine that runs the job has missed heartbeats.
     fn is_machine_silent(&self) -> bool {
-        self.machine.is_some_and(|machine| machine.listed.state() == MachineState::Suspect)
+        let is_running = self.job.attempt().is_some() && !self.job.state.is_over();
+        is_running && self.machine.is_some_and(|machine| machine.listed.state() == MachineState::Suspect)
     }
 }
 
@@ -397,7 +407,7 @@ mod tests {
                 now: Timestamp::EPOCH.plus(Millis(9_000)),
                 csrf: String::new(),
             };
-            card.steps().map(|step| (step.class(), step.time.map(|time| time.0)))
+            card.steps().map(|step| (step.class, step.time.map(|time| time.0)))
         };
         job.state = JobState::Queued;
         job.started_at = None;
@@ -416,6 +426,14 @@ mod tests {
         job.ended_at = Some(Timestamp::EPOCH.plus(Millis(6_000)));
         job.state = JobState::Completed;
         assert_eq!(steps(&job)[2..], [("done", Some(2_000)), ("done", Some(1_000))]);
+        job.state = JobState::Failed;
+        assert_eq!(steps(&job).map(|(class, _)| class), ["done", "done", "done", "failed"]);
+        // A job whose machine was lost waits again, and its end is no end of the lost attempt.
+        job.attempts[0].ended = Some("Requeued".to_owned());
+        job.state = JobState::Queued;
+        assert_eq!(steps(&job).map(|(class, _)| class), ["current", "next", "next", "next"]);
+        job.state = JobState::Cancelled;
+        assert_eq!(steps(&job)[0], ("failed", None));
     }
 
     #[test]
