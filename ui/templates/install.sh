@@ -35,7 +35,8 @@ install_worker() {
 
 # Enrolls the machine, and installs the unit and a file of options. Options that are there already are kept.
 install_service() {
-  command -v systemctl >/dev/null 2>&1 || fail "this machine has no systemd: run gpubnb-provider enroll and run yourself"
+  command -v systemctl >/dev/null 2>&1 ||
+    fail "this machine has no systemd: run gpubnb-provider enroll and gpubnb-provider run yourself"
   mkdir -p /etc/gpubnb
   install -d -m 711 /var/lib/gpubnb
   [ -e /etc/gpubnb/provider.toml ] || cat >/etc/gpubnb/provider.toml <<TOML
@@ -49,7 +50,8 @@ TOML
   cat >/etc/systemd/system/gpubnb-provider.service <<'UNIT'
 {{ unit }}UNIT
   "$directory/gpubnb-provider" enroll "$code" --market "$market"
-  "$directory/gpubnb-provider" self-test || echo "install: fix the failed checks above. Until then the machine is not listed."
+  "$directory/gpubnb-provider" self-test ||
+    echo "install: fix the failed checks above. Until then the machine is not listed."
   systemctl daemon-reload
   systemctl enable --now gpubnb-provider
   echo "install: the worker runs. Its options: /etc/gpubnb/provider.toml. Its state: gpubnb-provider status"
