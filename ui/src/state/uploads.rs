@@ -25,7 +25,11 @@ const RENEW_EVERY: Duration = Duration::from_secs(20);
 /// The claim of a stored file stays for this long. It is longer than web servers use a listing of the store
 /// (`ui/files`), so that each file is in the listing or has a claim.
 const STORED_LIFE: Millis = Millis(15_000);
-/// Most claims of a store.
+/// Files that an account stores within this time have one claim together.
+const MERGED_FOR: Millis = Millis(5_000);
+/// Most claims of stored files. The oldest ones are dropped beyond that, so that the entry fits into a message.
+const MAX_STORED: usize = 1_000;
+/// Most claims of running uploads of a store.
 const MAX_CLAIMS: usize = 1_000;
 /// Most claims of one account, and of all accounts without money together.
 const MAX_OWN_CLAIMS: usize = MAX_CLAIMS / 4;
@@ -43,14 +47,13 @@ pub(crate) struct Upload {
     account: AccountId,
     has_money: bool,
     bytes: u64,
+    /// The number of files: more than one only for stored files.
+    files: usize,
     /// The attempt that uploads the file; `None` for an input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     lease: Option<Lease>,
-    /// True when the file is stored.
-    #[serde(default)]
-    is_stored: bool,
-    /// When the claim was made or changed last. For a stored file, that is when the file was stored.
-    changed_at: Timestamp,
+    /// For stored files: when the first of them was stored.
+    stored_at: Option<Timestamp>,
     /// When the claim ends, unless it is renewed.
     until: Timestamp,
 }
@@ -61,7 +64,11 @@ impl Upload {
         let Owner { account, has_money } = owner;
         let (id, until) = (CommandId::generate(), Timestamp::EPOCH);
         let file = short_hash(file);
-        Self { id, file, account, has_money, bytes, lease, is_stored: false, changed_at: until, until }
+        Self { id, file, account, has_money, bytes, files: 1, lease, stored_at: None, until }
+    }
+
+    fn is_stored(&self) -> bool {
+        self.stored_at.is_some()
     }
 }
 
@@ -86,7 +93,7 @@ impl Claims {
 
     /// The number of an account's uploads.
     pub(crate) fn files_of(&self, account: AccountId) -> usize {
-        self.0.iter().filter(|upload| upload.account == account).count()
+        self.0.iter().filter(|upload| upload.account == account).map(|upload| upload.files).sum()
     }
 
     /// The bytes of the uploads of all accounts without money.
@@ -98,34 +105,58 @@ impl Claims {
     /// off may not have ended yet.
     pub(crate) fn of_attempt(&self, lease: Lease, file: &str) -> u64 {
         let file = short_hash(file);
-        let counts = |upload: &Upload| upload.lease == Some(lease) && !upload.is_stored && upload.file != file;
+        let counts = |upload: &Upload| upload.lease == Some(lease) && !upload.is_stored() && upload.file != file;
         self.sum(counts, |bytes| bytes)
     }
 
     /// When the last of these files was stored; `None` if none of them is.
     pub(crate) fn newest_stored(&self) -> Option<Timestamp> {
-        let stored = self.0.iter().filter(|upload| upload.is_stored);
-        stored.map(|upload| upload.changed_at).max()
+        let ends = self.0.iter().filter(|upload| upload.is_stored()).map(|upload| upload.until.millis());
+        let stored = u64::try_from(ends.max()?).unwrap_or(0).saturating_sub(STORED_LIFE.0);
+        Some(Timestamp::EPOCH.plus(Millis(stored)))
+    }
+
+    /// Turns the claim of an upload into the claim of a stored file of `bytes` bytes.
+    fn store(&mut self, upload: &Upload, bytes: u64, now: Timestamp) {
+        self.0.retain(|known| known.id != upload.id);
+        let is_same = |known: &Upload| (known.account, known.has_money) == (upload.account, upload.has_money);
+        let is_recent = |known: &Upload| known.stored_at.is_some_and(|at| now.since(at) < MERGED_FOR);
+        let until = now.plus(STORED_LIFE);
+        if let Some(known) = self.0.iter_mut().find(|known| is_same(known) && is_recent(known)) {
+            known.bytes = known.bytes.saturating_add(bytes);
+            known.files += 1;
+            known.until = until;
+        } else {
+            let stored =
+                Upload { stored_at: Some(now), lease: None, file: String::new(), bytes, until, ..upload.clone() };
+            self.0.push(stored);
+        }
+        let excess = self.0.iter().filter(|known| known.is_stored()).count().saturating_sub(MAX_STORED);
+        for _ in 0..excess {
+            let oldest = self.0.iter().position(Upload::is_stored);
+            oldest.map(|index| self.0.remove(index));
+        }
     }
 
     /// True if an upload of this file runs.
     pub(crate) fn has(&self, file: &str) -> bool {
         let file = short_hash(file);
-        self.0.iter().any(|upload| upload.file == file && !upload.is_stored)
+        self.0.iter().any(|upload| upload.file == file && !upload.is_stored())
     }
 
     /// These claims without the files that are stored already, for somebody who has listed the store after reading the
     /// claims; `None` if there are no such files.
     pub(crate) fn without_stored(&self) -> Option<Self> {
-        let running: Vec<_> = self.0.iter().filter(|upload| !upload.is_stored).cloned().collect();
+        let running: Vec<_> = self.0.iter().filter(|upload| !upload.is_stored()).cloned().collect();
         (running.len() < self.0.len()).then_some(Self(running))
     }
 
     /// Adds an upload; false if there are too many.
     fn add(&mut self, upload: Upload) -> bool {
         // The files that are stored already wait only for the listings of the other web servers.
-        let running =
-            |counts: &dyn Fn(&Upload) -> bool| self.0.iter().filter(|known| !known.is_stored && counts(known)).count();
+        let running = |counts: &dyn Fn(&Upload) -> bool| {
+            self.0.iter().filter(|known| !known.is_stored() && counts(known)).count()
+        };
         let is_bounded = running(&|_| true) < MAX_CLAIMS
             && running(&|known| known.account == upload.account) < MAX_OWN_CLAIMS
             && (upload.has_money || running(&|known| !known.has_money) < MAX_OWN_CLAIMS);
@@ -195,11 +226,13 @@ impl Uploads {
         Err(busy())
     }
 
-    /// Changes the claims of a store.
-    async fn change(&self, store: &str, change: impl Fn(&mut Vec<Upload>)) -> Result<(), Problem> {
+    /// Changes the claims of a store. Waits for its turn among the uploads of this web server, but changes the claims
+    /// in any case.
+    async fn change(&self, store: &str, change: impl Fn(&mut Claims)) -> Result<(), Problem> {
+        let _turn = self.turn(store).await.ok();
         for _ in 0..MAX_TRIES {
             let (mut claims, revision) = self.read(store).await?;
-            change(&mut claims.0);
+            change(&mut claims);
             if self.write(store, &claims, revision).await? {
                 return Ok(());
             }
@@ -249,7 +282,7 @@ impl Claim {
         let result = loop {
             tokio::select! {
                 result = &mut upload => break result,
-                () = tokio::time::sleep(RENEW_EVERY) => self.set(self.upload.clone(), CLAIM_LIFE).await,
+                () = tokio::time::sleep(RENEW_EVERY) => self.renew().await,
             }
         };
         if result.is_err() {
@@ -257,7 +290,8 @@ impl Claim {
             return result;
         }
         // The claim may have been for more than these bytes: for the rest of a file.
-        self.set(Upload { is_stored: true, bytes, ..self.upload.clone() }, STORED_LIFE).await;
+        let now = self.uploads.clock.now();
+        self.warn(self.uploads.change(self.store, |claims| claims.store(&self.upload, bytes, now)).await);
         if let Some(lease) = self.upload.lease {
             self.warn(self.uploads.add_stored(lease, bytes).await);
         }
@@ -267,16 +301,15 @@ impl Claim {
     /// Ends the claim of an upload that stores nothing.
     pub(crate) async fn release(&self) {
         let id = self.upload.id;
-        self.warn(self.uploads.change(self.store, |claims| claims.retain(|known| known.id != id)).await);
+        self.warn(self.uploads.change(self.store, |claims| claims.0.retain(|known| known.id != id)).await);
     }
 
     /// Renews the claim.
-    async fn set(&self, upload: Upload, life: Millis) {
-        let now = self.uploads.clock.now();
-        let upload = Upload { changed_at: now, until: now.plus(life), ..upload };
-        let change = |claims: &mut Vec<Upload>| {
-            claims.retain(|known| known.id != upload.id);
-            claims.push(upload.clone());
+    async fn renew(&self) {
+        let upload = Upload { until: self.uploads.clock.now().plus(CLAIM_LIFE), ..self.upload.clone() };
+        let change = |claims: &mut Claims| {
+            claims.0.retain(|known| known.id != upload.id);
+            claims.0.push(upload.clone());
         };
         self.warn(self.uploads.change(self.store, change).await);
     }
@@ -327,8 +360,31 @@ mod tests {
         assert_eq!((claims.total(twice), claims.of(rich, twice), claims.without_money(twice)), (30, 20, 20));
         assert!(claims.has("file") && !claims.has("other"));
         assert_eq!(claims.without_stored(), None);
-        claims.0[0].is_stored = true;
+        let now = Timestamp::EPOCH.plus(Millis(100_000));
+        let first = claims.0[0].clone();
+        claims.store(&first, 3, now);
         assert_eq!(claims.without_stored().unwrap().total(|bytes| bytes), 10);
+        assert_eq!(
+            (claims.newest_stored(), claims.of(rich, |bytes| bytes)),
+            (Some(now), 8),
+            "3 of 5 bytes were stored"
+        );
+    }
+
+    #[test]
+    fn stored_files_of_an_account_share_a_claim_and_never_fill_the_entry() {
+        let account = AccountId::generate();
+        let at = |millis| Timestamp::EPOCH.plus(Millis(millis));
+        let mut claims = Claims::default();
+        for millis in [1_000, 2_000, 7_000] {
+            claims.store(&upload(account, true), 5, at(millis));
+        }
+        assert_eq!((claims.0.len(), claims.files_of(account), claims.of(account, |bytes| bytes)), (2, 3, 15));
+        assert_eq!(claims.newest_stored(), Some(at(7_000)));
+        for _ in 0..2 * MAX_STORED {
+            claims.store(&upload(AccountId::generate(), true), 5, at(8_000));
+        }
+        assert_eq!(claims.0.len(), MAX_STORED);
     }
 
     #[test]
