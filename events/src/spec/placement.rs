@@ -291,6 +291,14 @@ pub struct RejectCount {
     pub machines: u32,
 }
 
+impl RejectCount {
+    /// The number and the reason, for people: `3 machines: no free slot`.
+    pub fn description(&self) -> String {
+        let noun = if self.machines == 1 { "machine" } else { "machines" };
+        format!("{} {noun}: {}", self.machines, self.reason.description())
+    }
+}
+
 /// The reason why a machine was not chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub enum Reject {

@@ -16,6 +16,7 @@ use crate::{
     Command, Decision, DomainError, Settings, World,
     authorise::authorise,
     daily_bytes::{MAX_OF_ACCOUNT, MAX_OF_MACHINE, RESERVE_OF_MACHINE},
+    hold,
     job::{Job, Phase},
     machine::{Machine, Presence},
     metering, placement,
@@ -191,7 +192,7 @@ impl World {
         let request = placement::Request::of_submission(c, &avoid);
         let choice = placement::choose(self, &request, now);
         let machine = choice.machine.and_then(|id| self.machine(id));
-        let hold = submission::hold(self, c, now, settings)?;
+        let hold = hold::hold(self, c, || choice.clone(), now, settings)?;
         let price = machine.map(|m| m.offer.price);
         // The job will not run on a machine above its price limit.
         let submitted = placement::Request { max_price: hold.max_price, ..request };

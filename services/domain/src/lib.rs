@@ -44,6 +44,7 @@ mod daily_bytes;
 mod decide;
 pub mod due;
 pub mod error;
+mod hold;
 pub mod job;
 pub mod machine;
 pub mod metering;

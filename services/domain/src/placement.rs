@@ -146,24 +146,17 @@ pub(crate) fn estimate_start(
     world.machines().filter_map(free_at).min()
 }
 
-/// The price for which a submission without a budget holds money: its price cap. Without a cap, it is the price of the
-/// most expensive suitable machine, but at most twice the price of the machine that would run the job now. So the job
-/// can move to another machine, and no dear machine of the market makes the hold large. A machine that is suitable but
-/// busy counts as well. `None` if no machine is suitable.
-pub(crate) fn price_to_hold(world: &World, c: &SubmitJob, now: Timestamp) -> Option<HourlyRate> {
-    if let Some(cap) = c.placement.requirements.price_cap {
-        return Some(cap);
-    }
+/// The lowest and the highest price of the machines that are suitable for a submission, free or busy. `None` if no
+/// machine is suitable.
+pub(crate) fn suitable_prices(world: &World, c: &SubmitJob, now: Timestamp) -> Option<(HourlyRate, HourlyRate)> {
     let avoid = BTreeMap::new();
     let request = Request::of_submission(c, &avoid);
     let is_suitable = |reason| matches!(reason, None | Some(Reject::NoFreeSlot | Reject::Busy));
-    let suitable = || {
-        let fits = |(id, m): &(&MachineId, &Machine)| is_suitable(reject_reason(world, **id, m, &request, now));
-        world.machines().filter(fits).map(|(_, m)| m.offer.price)
-    };
-    let chosen = choose(world, &request, now).machine.and_then(|id| world.machine(id)).map(|m| m.offer.price);
-    let typical = chosen.or_else(|| suitable().min())?;
-    Some(suitable().max()?.min(HourlyRate(typical.0 + typical.0)))
+    let suitable = world.machines().filter(|(id, m)| is_suitable(reject_reason(world, **id, m, &request, now)));
+    suitable.map(|(_, m)| m.offer.price).fold(None, |range, price| {
+        let (lowest, highest) = range.unwrap_or((price, price));
+        Some((lowest.min(price), highest.max(price)))
+    })
 }
 
 /// The first reason to reject a machine; `None` for a candidate.

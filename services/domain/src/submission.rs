@@ -1,12 +1,12 @@
-//! The submission of a job: the rules for a job, and the money to hold for it.
+//! The submission of a job: the rules for a job.
 
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, HourlyRate, MicroUsd, Millis, Seconds, Timestamp,
+    AccountId, MicroUsd, Millis, Seconds, Timestamp,
     command::SubmitJob,
     event::JobSubmitted,
-    spec::{DEFAULT_SCRATCH, ImageName, JobSpec, Limits, Mebibytes, RejectCount},
+    spec::{DEFAULT_SCRATCH, ImageName, JobSpec, Limits, Mebibytes},
     template,
     text::is_plain_path,
 };
@@ -14,6 +14,7 @@ use gpubnb_events::{
 use crate::{
     Decision, DomainError, Settings, World,
     account::Account,
+    hold::{Hold, hold},
     placement,
     recent_submissions::{RETENTION, fingerprint},
     rules::{check_egress, check_range, check_text, is_sha256_hex},
@@ -54,7 +55,8 @@ pub(crate) fn submit(
         return Err(DomainError::TooManyJobs(account.open_jobs));
     }
     check(c, settings)?;
-    let Hold { amount: hold, max_price } = hold(world, c, now, settings)?;
+    let choice = || placement::choose(world, &placement::Request::of_submission(c, &BTreeMap::new()), now);
+    let Hold { amount: hold, max_price } = hold(world, c, choice, now, settings)?;
     check_funds(account, hold)?;
     let limits = Limits { max_price, ..limits(c, hold) };
     // The event's id includes the account and the content. If two different jobs with one job id arrive at the same
@@ -76,44 +78,6 @@ fn check_funds(account: &Account, hold: MicroUsd) -> Result<(), DomainError> {
         return Err(DomainError::InsufficientFunds { needed: hold, available: account.available });
     }
     Ok(())
-}
-
-/// The money to hold for a job.
-pub(crate) struct Hold {
-    pub(crate) amount: MicroUsd,
-    /// The highest price that the amount pays for, if the market chose the amount.
-    pub(crate) max_price: Option<HourlyRate>,
-}
-
-/// The money to hold for a job: its budget. Without a budget, the cost of the full time at
-/// [`placement::price_to_hold`].
-pub(crate) fn hold(world: &World, c: &SubmitJob, now: Timestamp, settings: &Settings) -> Result<Hold, DomainError> {
-    let hold = if let Some(budget) = c.budget {
-        Hold { amount: budget, max_price: None }
-    } else {
-        let price = placement::price_to_hold(world, c, now).ok_or_else(|| unknown_cost(world, c, now))?;
-        Hold { amount: price.cost_of(c.time.millis()), max_price: Some(price) }
-    };
-    if hold.amount < MicroUsd::ZERO || hold.amount > settings.max_budget || (c.budget == Some(MicroUsd::ZERO)) {
-        let message = format!("The budget must be above $0 and at most {}.", settings.max_budget);
-        return Err(DomainError::field("budget", message));
-    }
-    Ok(hold)
-}
-
-/// The refusal of a submission without a budget that no machine suits. It says why.
-fn unknown_cost(world: &World, c: &SubmitJob, now: Timestamp) -> DomainError {
-    let avoid = BTreeMap::new();
-    let explanation = placement::choose(world, &placement::Request::of_submission(c, &avoid), now).explanation;
-    let reason = |r: &RejectCount| {
-        let machines = if r.machines == 1 { "1 machine".to_owned() } else { format!("{} machines", r.machines) };
-        format!("{machines}: {}", r.reason.description())
-    };
-    let reasons: Vec<_> = explanation.rejected.iter().map(reason).collect();
-    let why = if reasons.is_empty() { "No machine is listed".to_owned() } else { reasons.join("; ") };
-    let message =
-        format!("No machine can run this job now ({why}). Change the job, or set a budget, and the job waits.");
-    DomainError::field("budget", message)
 }
 
 /// Checks the rules that depend only on the submission and the settings.
@@ -329,47 +293,6 @@ mod tests {
         expensive.budget = Some(market.account(market.consumer).available + MicroUsd(1));
         let refusal = market.when(market.as_consumer(), Command::Submit(market.consumer, expensive)).expect_refused();
         assert!(matches!(refusal, DomainError::InsufficientFunds { .. }));
-    }
-
-    #[test]
-    fn a_dear_machine_neither_makes_the_hold_large_nor_gets_a_job_without_a_budget() {
-        let mut market = given();
-        let price = market.offer().price;
-        let mut dear = market.offer();
-        dear.price = HourlyRate(MicroUsd(price.0.0 * 100));
-        dear.slots = 5;
-        market.list_machine(dear.clone());
-        let submit = market.new_submission();
-        let quote = market.world.quote(market.consumer, &submit, market.now, &market.settings).unwrap();
-        let twice = HourlyRate(price.0 + price.0);
-        assert_eq!((quote.expected, quote.max_price), (Some(price.cost_of(Millis(600_000))), Some(twice)));
-        assert_eq!(quote.hold, twice.cost_of(Millis(600_000)));
-        // The first job takes the only slot of the cheap machine. The second one does not move to the dear machine.
-        let (first, second) = (market.submit(submit), market.submit(market.new_submission()));
-        market.assign(first);
-        let choose = |market: &TestMarket, job| {
-            placement::choose(&market.world, &placement::Request::of(market.job(job)), market.now).machine
-        };
-        assert_eq!(choose(&market, second), None);
-        // A new quote tells that only the dear machine is free.
-        let third = market.new_submission();
-        let quote = market.world.quote(market.consumer, &third, market.now, &market.settings).unwrap();
-        assert_eq!(quote.price, Some(dear.price));
-        // Whoever sets a budget gets any machine.
-        let mut rich = market.new_submission();
-        rich.budget = Some(MicroUsd::dollars(1));
-        let rich = market.submit(rich);
-        assert_eq!(market.job(rich).limits.max_price, None);
-        assert!(choose(&market, rich).is_some());
-    }
-
-    #[test]
-    fn a_refused_quote_says_why_no_machine_fits() {
-        let market = given();
-        let mut submit = market.new_submission();
-        submit.spec.resources.memory = Mebibytes(1 << 22);
-        let refusal = market.world.quote(market.consumer, &submit, market.now, &market.settings).unwrap_err();
-        assert!(refusal.to_string().contains("1 machine: too little CPU, memory or disk"), "{refusal}");
     }
 
     /// Changes a submission, so that it breaks a rule or differs.
