@@ -8,7 +8,7 @@ use gpubnb_query::view::ListedMachine;
 
 use crate::format;
 
-/// What the self-test measured, and the version of CUDA: `67.2 TFLOPS (168 TFLOPS per $/h) · 240 / 38 Mbit/s`.
+/// The speeds from the self-test, and the version of CUDA: `67.2 TFLOPS (168 TFLOPS per $/h) · 240 / 38 Mbit/s`.
 pub(crate) fn measured(row: &ListedMachine) -> String {
     let speed = score(row).map(|score| format!("{} ({})", score.text, score.per_dollar_text));
     let network = check_value(row, DOWN).and_then(|_| network_text(row));

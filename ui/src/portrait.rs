@@ -17,8 +17,8 @@ pub(crate) fn portrait(machine: &ListedMachine) -> String {
     let hue = machine.machine.to_string().bytes().fold(0_u32, |hue, byte| (hue * 31 + u32::from(byte)) % 360);
     let gpus = &machine.offer.hardware.gpus;
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"presentation\">");
-    // Writing to a String cannot fail.
-    // The background is wider than the picture: the style sheet cuts it to the width that the page has.
+    // The background is wider than the picture: the style sheet cuts it to the width that the page has. Writing to a
+    // String cannot fail.
     let _ = write!(svg, "<rect x=\"-480\" width=\"1120\" height=\"{HEIGHT}\" fill=\"hsl({hue} 60% 55% / 0.16)\"/>");
     let _ = write!(svg, "<path d=\"M12 60h136\" stroke=\"hsl({hue} 45% 50%)\" stroke-width=\"3\"/>");
     if gpus.is_empty() {

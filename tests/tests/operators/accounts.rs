@@ -1,4 +1,4 @@
-//! What operators do with accounts, on the page of an account: deposits, payouts, suspensions and bans.
+//! The actions of operators on the page of an account: deposits, payouts, suspensions and bans.
 
 use gpubnb_tests::{
     api_client::ApiClient,

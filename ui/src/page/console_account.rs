@@ -81,28 +81,44 @@ async fn render(
 ) -> Result<Html<String>, Problem> {
     let actor = signed_in.operator_actor();
     let balance = app.queries.balance(actor, account, min_seq).await?;
-    let (requested, paid, failed, newest, machines) = tokio::join!(
-        find_payouts(app, actor, account, "PayoutRequested"),
-        find_payouts(app, actor, account, "PayoutPaid"),
-        find_payouts(app, actor, account, "PayoutFailed"),
+    let (payouts, newest, machines) = tokio::join!(
+        find_open_payouts(app, actor, account, &balance),
         app.queries.events(actor, search(account, None, None)),
         app.queries.machines_of(actor, account, Seq::ZERO),
     );
-    let closed: BTreeSet<CommandId> = [paid?, failed?].concat().iter().filter_map(payout_of).collect();
-    let mut payouts: Vec<OpenPayout> =
-        requested?.into_iter().filter_map(|event| serde_json::from_value(event.body).ok()).collect();
-    payouts.retain(|open| !closed.contains(&open.payout));
     render_page(&AccountPage {
         layout: Layout::new("Account", "console", signed_in.viewer),
         account,
         balance,
-        payouts,
+        payouts: payouts?,
         machines: machines?,
         events: newest?.rows,
         deposit: CommandId::generate(),
         problem,
         now: app.now(),
     })
+}
+
+/// The payouts that wait for the operator. Without money that is to be paid out there are none.
+async fn find_open_payouts(
+    app: &App,
+    actor: Actor,
+    account: AccountId,
+    balance: &Balance,
+) -> Result<Vec<OpenPayout>, Problem> {
+    if balance.payable == MicroUsd::ZERO {
+        return Ok(Vec::new());
+    }
+    let (requested, paid, failed) = tokio::try_join!(
+        find_payouts(app, actor, account, "PayoutRequested"),
+        find_payouts(app, actor, account, "PayoutPaid"),
+        find_payouts(app, actor, account, "PayoutFailed"),
+    )?;
+    let closed: BTreeSet<CommandId> = [paid, failed].concat().iter().filter_map(payout_of).collect();
+    let mut payouts: Vec<OpenPayout> =
+        requested.into_iter().filter_map(|event| serde_json::from_value(event.body).ok()).collect();
+    payouts.retain(|open| !closed.contains(&open.payout));
+    Ok(payouts)
 }
 
 /// A search through the newest events of an account.

@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::Stream;
 use gpubnb_events::{
-    Aggregate, JobId, MicroUsd, Seq, Timestamp,
+    Aggregate, JobId, Seq, Timestamp,
     command::{CancelJob, Done},
 };
 use gpubnb_query::{
@@ -29,6 +29,7 @@ use crate::{
     extract::{Form, Query},
     live::parts::{self, PagePart},
     state::Change,
+    transfer::has_money,
 };
 
 /// The filters and the position of the list, as query parameters. An empty filter is not applied.
@@ -132,11 +133,8 @@ async fn load_list(app: &App, signed_in: SignedIn, filters: &JobFilters, min_seq
         ListedJob { job, machine_name, now }
     };
     let rows: Vec<_> = rows.into_iter().map(row).collect();
-    let has_money = if rows.is_empty() && filters.is_unfiltered() {
-        app.queries.balance(signed_in.actor(), signed_in.account, Seq::ZERO).await?.available > MicroUsd::ZERO
-    } else {
-        false
-    };
+    let is_first_visit = rows.is_empty() && filters.is_unfiltered();
+    let has_money = is_first_visit && has_money(app, signed_in.actor(), signed_in.account).await?;
     Ok(JobList { filters: filters.clone(), rows, next, has_money })
 }
 

@@ -38,7 +38,7 @@ struct Model {
     machines: usize,
     free: usize,
     lowest: HourlyRate,
-    /// What an owner earns in a month at the median price, if the machine is used half of the time. `None` for
+    /// The earnings of an owner in a month at the median price, if the machine is used half of the time. `None` for
     /// simulated GPUs, for which nobody pays.
     monthly: Option<MicroUsd>,
 }

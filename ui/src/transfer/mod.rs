@@ -18,6 +18,7 @@ pub(crate) use self::{
     artifacts::{put, upload_status},
     download::{Link, LinkRequest, by_permit, get, link},
     inputs::{StoredInput, put_input, resolve_inputs},
+    store::has_money,
     store_use::{StoreUse, store_uses},
     tar::get as get_tar,
 };

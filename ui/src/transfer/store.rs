@@ -39,7 +39,7 @@ pub(super) async fn check_attempt(app: &App, job: JobId, lease: Lease) -> Result
 }
 
 /// True if an account has money, also if all of it is held for jobs.
-pub(super) async fn has_money(app: &App, actor: Actor, account: AccountId) -> Result<bool, Problem> {
+pub(crate) async fn has_money(app: &App, actor: Actor, account: AccountId) -> Result<bool, Problem> {
     let balance = app.queries.balance(actor, account, Seq::ZERO).await?;
     Ok(balance.available.0 > 0 || balance.held.0 > 0)
 }

@@ -67,10 +67,9 @@ impl SummaryCard<'_> {
             ("Saving files", saving.is_some(), saving, job.ended_at),
         ];
         let last = steps.iter().rposition(|(_, has_begun, ..)| *has_begun).unwrap_or(0);
-        let mut number = 0;
-        steps.map(|(name, has_begun, began, end)| {
+        std::array::from_fn(|number| {
+            let (name, has_begun, began, end) = steps[number];
             let is_last = number == last;
-            number += 1;
             let class = match job.state {
                 _ if !has_begun => "next",
                 JobState::Failed | JobState::Cancelled if is_last => "failed",
