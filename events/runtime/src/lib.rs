@@ -13,6 +13,7 @@ pub mod observe;
 pub mod permit;
 pub mod rpc;
 pub mod trace;
+mod turns;
 
 /// Lets only the user of this process read the files, and list the directories, that the process makes from now on,
 /// unless the code gives a file another mode. Others can pass through the directories (mode 0711), because Docker may

@@ -9,17 +9,22 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use async_nats::{
     Client, HeaderMap, RequestErrorKind,
-    service::{Service, ServiceExt},
+    service::{self, Service, ServiceExt},
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
 use gpubnb_events::{Actor, Chain, Refusal, RefusalKind, message::header, subject};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
-use crate::{metric, nats::is_connected, trace};
+use crate::{
+    metric,
+    nats::is_connected,
+    trace,
+    turns::{Place, Turns},
+};
 
 /// Largest request body.
 const MAX_BODY: usize = 256 * 1024;
@@ -48,6 +53,11 @@ impl RpcError {
         let message = message.into();
         warn!(error = %Chain(error), "{message}");
         Self::Unavailable(message)
+    }
+
+    /// The answer to a machine that sends more requests than a machine may.
+    pub fn asks_too_often() -> Self {
+        Self::Unavailable("this machine asks too often; wait a little".to_owned())
     }
 
     /// Makes a [`RpcError::Refused`].
@@ -176,57 +186,24 @@ impl Server {
     ) -> Result<(), async_nats::Error>
     where
         F: Fn(Incoming) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<serde_json::Value, RpcError>> + Send,
+        Fut: Future<Output = Result<serde_json::Value, RpcError>> + Send + 'static,
     {
         let mut requests = self.service.endpoint_builder().name(name).add(filter).await?;
-        let handler = Arc::new(handler);
         let permits = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
+        let endpoint = Arc::new(Endpoint { name: name.to_owned(), handler, permits, turns: Turns::new() });
         let (tasks, stop) = (self.tasks.clone(), self.stop.clone());
-        let name = name.to_owned();
         self.tasks.spawn(async move {
             loop {
-                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+                let Ok(permit) = Arc::clone(&endpoint.permits).acquire_owned().await else { return };
                 let request = tokio::select! {
                     biased;
                     () = stop.cancelled() => return,
                     request = requests.next() => request,
                 };
                 let Some(request) = request else { return };
-                let incoming = match admit(&request.message, requester) {
-                    Ok(incoming) => incoming,
-                    Err(NotAdmitted::TooLarge) => {
-                        // `admit` has accepted the reply subject, so an answer may be sent. Without an answer, the
-                        // requester would try again for ever.
-                        let refusal = Refusal::new("TooLarge", RefusalKind::Invalid, "The request is too large.");
-                        let answer: Result<serde_json::Value, RpcError> = Err(RpcError::Refused(refusal));
-                        if let Ok(bytes) = serde_json::to_vec(&answer)
-                            && let Err(e) = request.respond(Ok(bytes.into())).await
-                        {
-                            warn!(error = %e, "could not send an answer");
-                        }
-                        continue;
-                    }
-                    Err(NotAdmitted::BreaksRules(why)) => {
-                        warn!(subject = %request.message.subject, why, "ignored a request that breaks the rules");
-                        continue;
-                    }
-                };
-                let handler = Arc::clone(&handler);
-                let endpoint = name.clone();
-                tasks.spawn(async move {
-                    let began = std::time::Instant::now();
-                    let answer = trace::in_context(incoming.trace.clone(), handler(incoming)).await;
-                    count_answer(endpoint, &answer, began.elapsed());
-                    match serde_json::to_vec(&answer) {
-                        Ok(bytes) => {
-                            if let Err(e) = request.respond(Ok(bytes.into())).await {
-                                warn!(error = %e, "could not send an answer");
-                            }
-                        }
-                        Err(e) => warn!(error = %e, "could not encode an answer as JSON"),
-                    }
-                    drop(permit);
-                });
+                if let Some(admitted) = endpoint.admit(request, requester).await {
+                    tasks.spawn(Arc::clone(&endpoint).work(admitted, permit));
+                }
             }
         });
         Ok(())
@@ -242,6 +219,84 @@ impl Server {
         if let Err(e) = self.service.stop().await {
             warn!(error = %e, "the service could not be stopped cleanly");
         }
+    }
+}
+
+/// A request that passed the checks in [`admit`], and the message to answer.
+struct Admitted {
+    incoming: Incoming,
+    request: service::Request,
+}
+
+/// One endpoint: its handler, and which requests it works on.
+struct Endpoint<F> {
+    name: String,
+    handler: F,
+    /// One per request that the endpoint works on.
+    permits: Arc<Semaphore>,
+    turns: Turns<Admitted>,
+}
+
+impl<F, Fut> Endpoint<F>
+where
+    F: Fn(Incoming) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<serde_json::Value, RpcError>> + Send + 'static,
+{
+    /// Checks a request. Returns the request if the endpoint works on it now.
+    async fn admit(&self, request: service::Request, requester: Requester) -> Option<Admitted> {
+        let incoming = match admit(&request.message, requester) {
+            Ok(incoming) => incoming,
+            Err(NotAdmitted::TooLarge) => {
+                // `admit` has accepted the reply subject, so an answer may be sent. Without an answer, the requester
+                // would try again for ever.
+                let refusal = Refusal::new("TooLarge", RefusalKind::Invalid, "The request is too large.");
+                respond(&request, &Err(RpcError::Refused(refusal))).await;
+                return None;
+            }
+            Err(NotAdmitted::BreaksRules(why)) => {
+                warn!(subject = %request.message.subject, why, "ignored a request that breaks the rules");
+                return None;
+            }
+        };
+        let Actor::Machine(machine) = incoming.actor else { return Some(Admitted { incoming, request }) };
+        match self.turns.arrive(machine, Admitted { incoming, request }) {
+            Place::Now(admitted) => Some(admitted),
+            Place::Later => None,
+            Place::Full(admitted) => {
+                respond(&admitted.request, &Err(RpcError::asks_too_often())).await;
+                None
+            }
+        }
+    }
+
+    /// Answers a request, and then the requests of the same machine that wait. Between two requests, others get their
+    /// turn.
+    async fn work(self: Arc<Self>, first: Admitted, mut permit: OwnedSemaphorePermit) {
+        let mut next = Some(first);
+        while let Some(Admitted { incoming, request }) = next {
+            let actor = incoming.actor;
+            let began = std::time::Instant::now();
+            let answer = trace::in_context(incoming.trace.clone(), (self.handler)(incoming)).await;
+            count_answer(self.name.clone(), &answer, began.elapsed());
+            respond(&request, &answer).await;
+            drop(permit);
+            let Actor::Machine(machine) = actor else { return };
+            next = self.turns.next(machine);
+            let Ok(another) = Arc::clone(&self.permits).acquire_owned().await else { return };
+            permit = another;
+        }
+    }
+}
+
+/// Sends an answer.
+async fn respond(request: &service::Request, answer: &Result<serde_json::Value, RpcError>) {
+    match serde_json::to_vec(answer) {
+        Ok(bytes) => {
+            if let Err(e) = request.respond(Ok(bytes.into())).await {
+                warn!(error = %e, "could not send an answer");
+            }
+        }
+        Err(e) => warn!(error = %e, "could not encode an answer as JSON"),
     }
 }
 

@@ -111,7 +111,7 @@ where
             let answer = handler(context.clone(), incoming);
             async move {
                 if is_too_fast {
-                    return Err(RpcError::Unavailable("this machine asks too often; wait a little".to_owned()));
+                    return Err(RpcError::asks_too_often());
                 }
                 answer.await.and_then(|value| to_json(&value))
             }
