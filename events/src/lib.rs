@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod manifest;
 pub mod message;
 pub mod money;
+pub mod notification;
 pub mod output;
 pub mod record;
 pub mod refusal;

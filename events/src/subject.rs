@@ -7,7 +7,8 @@
 
 use crate::{
     event::{Aggregate, Event},
-    ids::{JobId, MachineId, ProjectorId},
+    ids::{AccountId, JobId, MachineId, ProjectorId},
+    notification::Delivery,
 };
 
 /// All subjects of MARKET.
@@ -27,6 +28,15 @@ pub const OUTPUT_ALL: &str = "output.*.*.*";
 pub const UNFINISHED_ALL: &str = "unfinished.*.*";
 /// Every change notice of the projectors.
 pub const NOTICES: &str = "notice.>";
+
+/// Everything that is to be sent to people and their programs.
+pub const DELIVERIES: &str = "delivery.*.*";
+/// What is to be sent to webhooks.
+pub const WEBHOOK_DELIVERIES: &str = "delivery.webhook.*";
+/// What is to be sent by e-mail.
+pub const MAIL_DELIVERIES: &str = "delivery.mail.*";
+/// Every try of a delivery.
+pub const DELIVERY_TRIES: &str = "delivered.*";
 
 /// Every command.
 pub const COMMANDS: &str = "cmd.>";
@@ -117,6 +127,20 @@ pub fn dispatch(machine: MachineId, job: JobId) -> String {
 /// The job in a subject of DISPATCH.
 pub fn job_of_dispatch(subject: &str) -> Option<JobId> {
     subject.strip_prefix("dispatch.")?.split_once('.')?.1.parse().ok()
+}
+
+/// The subject of a delivery.
+pub fn delivery(delivery: &Delivery) -> String {
+    match delivery {
+        Delivery::Webhook { account, .. } => format!("delivery.webhook.{account}"),
+        Delivery::Mail { account, .. } => format!("delivery.mail.{account}"),
+        Delivery::Letter(_) => "delivery.mail.letter".to_owned(),
+    }
+}
+
+/// The subject of the tries of an account's deliveries.
+pub fn delivery_tries(account: AccountId) -> String {
+    format!("delivered.{account}")
 }
 
 /// The subject of a machine's heartbeats.
@@ -263,6 +287,8 @@ pub const UI_INBOX: &str = "_INBOX.ui";
 pub const OPERATOR_INBOX: &str = "_INBOX.operator";
 /// The inbox of the services.
 pub const SERVICES_INBOX: &str = "_INBOX.services";
+/// The inbox of the notifier.
+pub const NOTIFIER_INBOX: &str = "_INBOX.notifier";
 /// The inbox of a projector.
 pub const PROJECTOR_INBOX: &str = "_INBOX.projector";
 

@@ -45,6 +45,12 @@ pub const JOBENV: &str = "JOBENV";
 
 /// Bucket of the bytes of output that each account's jobs have written.
 pub const OUTPUTUSE: &str = "OUTPUTUSE";
+/// Bucket of what each account wants to be told, and of the notifier's position in the log.
+pub const NOTIFICATIONS: &str = "NOTIFICATIONS";
+/// What is to be sent to people and their programs.
+pub const DELIVERIES: &str = "DELIVERIES";
+/// The tries of deliveries, for the people who receive them.
+pub const DELIVERYLOG: &str = "DELIVERYLOG";
 /// Bucket of the uploads that run now: the room that each of them takes of its store.
 pub const UPLOADS: &str = "UPLOADS";
 
@@ -56,7 +62,7 @@ const MAX_CONSUMERS: i32 = 10_000;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 const MIB: i64 = 1 << 20;
 /// Key-value buckets, and the time that an entry is kept after its last change; zero: for ever.
-const BUCKETS: [(&str, Duration); 8] = [
+const BUCKETS: [(&str, Duration); 9] = [
     (LEADERS, Duration::from_secs(10)),
     (CREDENTIALS, Duration::ZERO),
     (CHECKPOINTS, Duration::ZERO),
@@ -65,6 +71,7 @@ const BUCKETS: [(&str, Duration); 8] = [
     // A job waits for at most a week and runs for at most a week.
     (JOBENV, Duration::from_secs(15 * 24 * 3_600)),
     (OUTPUTUSE, Duration::ZERO),
+    (NOTIFICATIONS, Duration::ZERO),
     // No attempt uploads for a longer time.
     (UPLOADS, DAY),
 ];
@@ -244,6 +251,41 @@ fn output(options: &StreamOptions) -> Config {
     }
 }
 
+fn deliveries(options: &StreamOptions) -> Config {
+    Config {
+        name: DELIVERIES.to_owned(),
+        description: Some("What is to be sent to people and their programs.".to_owned()),
+        subjects: vec![subject::DELIVERIES.to_owned()],
+        retention: RetentionPolicy::WorkQueue,
+        storage: StorageType::File,
+        // A delivery that could not be made for so long is of no use any more.
+        max_age: 3 * DAY,
+        // One account's deliveries may not take the room of others.
+        max_messages_per_subject: 1_000,
+        max_message_size: 64 * 1024,
+        max_bytes: 512 * MIB,
+        num_replicas: options.replicas,
+        ..Config::default()
+    }
+}
+
+fn delivery_log(options: &StreamOptions) -> Config {
+    Config {
+        name: DELIVERYLOG.to_owned(),
+        description: Some("The tries of deliveries.".to_owned()),
+        subjects: vec![subject::DELIVERY_TRIES.to_owned()],
+        storage: StorageType::File,
+        max_age: 30 * DAY,
+        max_messages_per_subject: 100,
+        max_message_size: 16 * 1024,
+        max_bytes: 512 * MIB,
+        max_consumers: MAX_CONSUMERS,
+        allow_direct: true,
+        num_replicas: options.replicas,
+        ..Config::default()
+    }
+}
+
 /// Creates missing streams, buckets and object stores, checks the existing streams, and sets the limits of OUTPUT,
 /// TELEMETRY and the object stores to the options.
 pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
@@ -259,7 +301,8 @@ pub async fn provision(js: &jetstream::Context, options: &StreamOptions) -> Resu
 
 /// Like [`provision`], but does not change the limits of existing streams, so that no message is removed.
 pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions) -> Result<(), ProvisionError> {
-    for wanted in [market(options), dispatch(options), telemetry(options), output(options)] {
+    let wanted = [market, dispatch, telemetry, output, deliveries, delivery_log];
+    for wanted in wanted.map(|definition| definition(options)) {
         ensure(js, wanted).await?;
     }
     for (bucket, max_age) in BUCKETS {
@@ -300,9 +343,9 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
 /// The streams of a backup, in the order in which they are saved. The tree heads are saved before MARKET, so that the
 /// saved MARKET has at least the events that a head signs. The secrets of jobs are saved after MARKET, so that each
 /// job in the saved MARKET has its secrets. A backup has no DISPATCH, which is made from MARKET, and no streams that
-/// are in memory.
+/// are in memory. It has no DELIVERIES either: what was sent meanwhile would be sent once more.
 pub fn backup_streams() -> Vec<String> {
-    let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS].map(bucket_stream);
+    let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS, NOTIFICATIONS].map(bucket_stream);
     let after = [bucket_stream(JOBENV), OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)];
     before.into_iter().chain([MARKET.to_owned()]).chain(after).collect()
 }

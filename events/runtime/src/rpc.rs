@@ -340,7 +340,7 @@ fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming
         Requester::Edge | Requester::Platform => {
             let actor = named_actor.ok_or("no actor")?.map_err(|_| "unreadable actor")?;
             let edge = [subject::UI_INBOX, subject::OPERATOR_INBOX];
-            let own = [subject::SERVICES_INBOX, subject::PROJECTOR_INBOX];
+            let own = [subject::SERVICES_INBOX, subject::PROJECTOR_INBOX, subject::NOTIFIER_INBOX];
             let inboxes = edge.iter().chain(own.iter().filter(|_| matches!(requester, Requester::Platform)));
             (inboxes.map(|s| (*s).to_owned()).collect(), actor, trace::extract(message.headers.as_ref()))
         }

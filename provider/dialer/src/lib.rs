@@ -17,7 +17,7 @@ use std::{
 };
 
 pub use public::is_public;
-use reqwest::{RequestBuilder, Url};
+use reqwest::{Client, RequestBuilder, Url};
 use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 
 /// Longest time to resolve a name.
@@ -179,17 +179,26 @@ impl Dialer {
     /// A GET request to an address that was checked. The request follows no redirect and uses no proxy: the caller
     /// dials each redirect anew.
     pub async fn get(&self, url: Url, read_timeout: Duration) -> Result<RequestBuilder, DialError> {
-        let host = url.host_str().unwrap_or_default().to_owned();
-        let addresses = self.resolve(&host, url.port_or_known_default().unwrap_or_default()).await?;
-        let client = reqwest::Client::builder()
-            .resolve_to_addrs(&host, &addresses)
+        Ok(self.client(&url, read_timeout).await?.get(url))
+    }
+
+    /// Like [`Self::get`], but a POST request.
+    pub async fn post(&self, url: Url, read_timeout: Duration) -> Result<RequestBuilder, DialError> {
+        Ok(self.client(&url, read_timeout).await?.post(url))
+    }
+
+    /// A client that connects only to the addresses of this URL's host that were checked.
+    async fn client(&self, url: &Url, read_timeout: Duration) -> Result<Client, DialError> {
+        let host = url.host_str().unwrap_or_default();
+        let addresses = self.resolve(host, url.port_or_known_default().unwrap_or_default()).await?;
+        Client::builder()
+            .resolve_to_addrs(host, &addresses)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(read_timeout)
             .build()
-            .map_err(DialError::Client)?;
-        Ok(client.get(url))
+            .map_err(DialError::Client)
     }
 }
 

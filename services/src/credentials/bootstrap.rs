@@ -37,7 +37,7 @@ pub fn bootstrap(args: &BootstrapArgs) -> anyhow::Result<()> {
     ensure!(known.is_empty(), "{dir} has the keys of another market or cluster: name an empty directory");
     ensure!(args.tls_cert.is_some() == args.tls_key.is_some(), "--tls-cert and --tls-key go together");
     ensure!(args.tls_ca.is_none() || args.tls_cert.is_some(), "--tls-ca needs --tls-cert and --tls-key");
-    for directory in ["services", "projector", "ui", "offline"] {
+    for directory in ["services", "projector", "notifier", "ui", "offline"] {
         let dir = args.dir.join(directory);
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
@@ -232,7 +232,7 @@ mod tests {
         let conf = fs::read_to_string(dir.path().join("nats.conf")).unwrap();
         assert!(!conf.contains('@'), "{conf}");
         assert!(conf.contains("sync_interval: always"));
-        for directory in ["services", "projector", "ui", "offline"] {
+        for directory in ["services", "projector", "notifier", "ui", "offline"] {
             for entry in fs::read_dir(dir.path().join(directory)).unwrap() {
                 let entry = entry.unwrap();
                 assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{entry:?}");

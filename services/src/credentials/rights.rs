@@ -2,8 +2,8 @@
 
 use gpubnb_events::subject;
 use gpubnb_log::stream::{
-    ARTIFACTS, CHECKPOINTS, CREDENTIALS, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS, MARKET, OUTPUT, OUTPUTUSE,
-    SESSIONS, SNAPSHOTS, TELEMETRY, UPLOADS, bucket_stream, store_stream,
+    ARTIFACTS, CHECKPOINTS, CREDENTIALS, DELIVERIES, DELIVERYLOG, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS,
+    MARKET, NOTIFICATIONS, OUTPUT, OUTPUTUSE, SESSIONS, SNAPSHOTS, TELEMETRY, UPLOADS, bucket_stream, store_stream,
 };
 
 use super::jwt::{ConnectionLimits, Permissions, SharedSubject};
@@ -16,7 +16,7 @@ pub(crate) struct User {
 }
 
 /// Every user of the NATS account MARKET. An account of NATS separates groups of users; it is no account of a person.
-pub(crate) fn users() -> [User; 7] {
+pub(crate) fn users() -> [User; 8] {
     let user = |name, process, publish: Vec<String>, subscribe: &[&str]| {
         let subscribe = subscribe.iter().map(|s| (*s).to_owned()).collect();
         User { name, process, permissions: Permissions { publish, subscribe, limits: None } }
@@ -25,6 +25,7 @@ pub(crate) fn users() -> [User; 7] {
     let services = format!("{}.>", subject::SERVICES_INBOX);
     let projector = format!("{}.>", subject::PROJECTOR_INBOX);
     let operator = format!("{}.>", subject::OPERATOR_INBOX);
+    let notifier = format!("{}.>", subject::NOTIFIER_INBOX);
     let ui = format!("{}.>", subject::UI_INBOX);
     [
         // May change streams. Used at the start of a market, for backups and for restores.
@@ -73,6 +74,8 @@ pub(crate) fn users() -> [User; 7] {
             .concat(),
             &[subject::QUERIES, subject::DISCOVERY, &projector],
         ),
+        // Reads the log, and tells people and their programs about it.
+        user("notifier", "notifier", notifier_rights(), &[&notifier]),
         // The operator's commands.
         user("operator", "projector", operator_rights(), &[&operator]),
         // The web server: sends commands and queries for signed-in people, stores their sessions and files, reads
@@ -223,13 +226,30 @@ fn output_rights() -> Vec<String> {
     [vec![subject::OUTPUT_ALL.to_owned()], message_rights(OUTPUT), bucket_rights(OUTPUTUSE)].concat()
 }
 
+/// The rights of the notifier. It may not change what an account wants to be told.
+fn notifier_rights() -> Vec<String> {
+    [
+        vec![subject::query("*"), subject::DELIVERIES.to_owned(), subject::DELIVERY_TRIES.to_owned()],
+        ["mail", "position", "low.*"].map(|key| format!("$KV.{NOTIFICATIONS}.{key}")).to_vec(),
+        reader_rights(MARKET),
+        reader_rights(&bucket_stream(NOTIFICATIONS)),
+        reader_rights(DELIVERIES),
+        api_subjects(&[&format!("CONSUMER.DURABLE.CREATE.{DELIVERIES}.*")]),
+    ]
+    .concat()
+}
+
 fn web_server_rights() -> Vec<String> {
     let mut subjects: Vec<_> =
         ["account", "job", "market", "enrollment"].iter().map(|area| subject::command(area, "*")).collect();
     subjects.push(subject::query("*"));
     subjects.extend([CREDENTIALS, SESSIONS, UPLOADS].into_iter().flat_map(bucket_rights));
     subjects.extend([ARTIFACTS, INPUTS].into_iter().flat_map(object_store_rights));
-    subjects.extend(reader_rights_with_removal(OUTPUT));
+    for stream in [OUTPUT, DELIVERYLOG] {
+        subjects.extend(reader_rights_with_removal(stream));
+    }
+    subjects.extend([format!("$KV.{NOTIFICATIONS}.account.*"), subject::DELIVERIES.to_owned()]);
+    subjects.extend(reader_rights_with_removal(&bucket_stream(NOTIFICATIONS)));
     subjects
 }
 

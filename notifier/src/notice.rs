@@ -1,0 +1,243 @@
+//! Which notifications an event makes, and for whom.
+
+use async_nats::jetstream::kv;
+use gpubnb_events::{
+    AccountId, Actor, JobId, MachineId, Seq, Timestamp,
+    event::{Check, Event},
+    notification::{Delivery, Notification, NotificationKind, NotificationSettings},
+};
+use gpubnb_query::{QueryClient, view::JobState};
+use serde_json::{Value, json};
+
+/// The kinds that the end of a job makes.
+const JOB_KINDS: [NotificationKind; 3] =
+    [NotificationKind::JobCompleted, NotificationKind::JobFailed, NotificationKind::JobCancelled];
+/// Most characters of a name in a sentence.
+const MAX_NAME: usize = 80;
+
+/// Makes notifications.
+pub(crate) struct Notices {
+    queries: QueryClient,
+    bucket: kv::Store,
+}
+
+impl Notices {
+    pub(crate) fn new(queries: QueryClient, bucket: kv::Store) -> Self {
+        Self { queries, bucket }
+    }
+
+    /// What is to be sent about an event.
+    pub(crate) async fn about(&self, event: &Event, seq: Seq, at: Timestamp) -> anyhow::Result<Vec<Delivery>> {
+        let made = match event {
+            Event::Settled(e) => {
+                let ended = self.job_ended(e.consumer, e.job, seq, at).await?;
+                let low = self.balance(e.consumer, seq, at).await?;
+                return Ok([ended, low].into_iter().flatten().flat_map(deliveries).collect());
+            }
+            Event::JobSubmitted(e) => self.balance(e.account, seq, at).await?,
+            Event::FundsDeposited(e) => self.balance(e.account, seq, at).await?,
+            Event::PayoutPaid(e) => {
+                let title = format!("Your payout of {} was paid.", e.amount);
+                let data = json!({ "payout": e.payout, "amount": e.amount });
+                self.wanted(e.account, NotificationKind::PayoutPaid, (seq, at), title, "/wallet".to_owned(), data)
+                    .await?
+            }
+            Event::PayoutFailed(e) => {
+                let title = format!("Your payout of {} failed. The amount is back in your balance.", e.amount);
+                let data = json!({ "payout": e.payout, "amount": e.amount, "reason": e.reason });
+                self.wanted(e.account, NotificationKind::PayoutFailed, (seq, at), title, "/wallet".to_owned(), data)
+                    .await?
+            }
+            Event::MachineLost(e) => self.machine_lost(e.machine, seq, at).await?,
+            Event::MachineTested(e) => self.self_test(e.machine, &e.checks, seq, at).await?,
+            _ => None,
+        };
+        Ok(made.into_iter().flat_map(deliveries).collect())
+    }
+
+    async fn job_ended(&self, account: AccountId, id: JobId, seq: Seq, at: Timestamp) -> anyhow::Result<Option<Told>> {
+        let settings = self.settings(account).await?;
+        if !JOB_KINDS.into_iter().any(|kind| settings.wants(kind)) {
+            return Ok(None);
+        }
+        let job = self.queries.job(Actor::Platform, id, seq).await?;
+        let (kind, ended) = match job.state {
+            JobState::Completed => (NotificationKind::JobCompleted, "completed".to_owned()),
+            JobState::Cancelled => (NotificationKind::JobCancelled, "was cancelled".to_owned()),
+            _ => {
+                let why = job.reason.map(|reason| format!(": {}", reason.description())).unwrap_or_default();
+                (NotificationKind::JobFailed, format!("failed{why}"))
+            }
+        };
+        let cost = job.cost.unwrap_or_default();
+        let title = format!("Job {} {ended}. It cost {cost}.", name(&job.spec.name));
+        let data = json!({ "job": id, "name": job.spec.name, "state": job.state.name(), "cost": cost });
+        Ok(Told::new(account, settings, kind, (seq, at), title, format!("/jobs/{id}"), data))
+    }
+
+    /// The notification that the balance is low: once, until the balance is no longer low.
+    async fn balance(&self, account: AccountId, seq: Seq, at: Timestamp) -> anyhow::Result<Option<Told>> {
+        let settings = self.settings(account).await?;
+        if !settings.wants(NotificationKind::BalanceLow) {
+            return Ok(None);
+        }
+        let balance = self.queries.balance(Actor::Platform, account, seq).await?;
+        let (key, limit) = (format!("low.{account}"), settings.low_balance);
+        let known = self.bucket.get(&key).await?;
+        let is_repeated = known.as_deref().is_some_and(|of| of != seq.to_string().as_bytes());
+        if balance.available >= limit {
+            if known.is_some() {
+                self.bucket.purge(&key).await?;
+            }
+            return Ok(None);
+        }
+        if is_repeated {
+            return Ok(None);
+        }
+        // The entry names the event: after a crash the same event makes the notification again.
+        self.bucket.put(&key, seq.to_string().into()).await?;
+        let title = format!("Your balance is {}, below your limit of {limit}.", balance.available);
+        let data = json!({ "available": balance.available, "held": balance.held, "limit": limit });
+        let kind = NotificationKind::BalanceLow;
+        Ok(Told::new(account, settings, kind, (seq, at), title, "/wallet".to_owned(), data))
+    }
+
+    async fn machine_lost(&self, machine: MachineId, seq: Seq, at: Timestamp) -> anyhow::Result<Option<Told>> {
+        let listed = self.queries.machine(Actor::Platform, machine, seq).await?.listed;
+        let title = format!("Machine {} is silent. Its jobs go to other machines.", name(&listed.offer.name));
+        let data = json!({ "machine": machine, "name": listed.offer.name });
+        let path = format!("/machines/{machine}");
+        self.wanted(listed.owner, NotificationKind::MachineLost, (seq, at), title, path, data).await
+    }
+
+    async fn self_test(
+        &self,
+        machine: MachineId,
+        checks: &[Check],
+        seq: Seq,
+        at: Timestamp,
+    ) -> anyhow::Result<Option<Told>> {
+        let failed: Vec<_> = checks.iter().filter(|check| !check.passed && !check.recommended).collect();
+        let Some(first) = failed.first() else { return Ok(None) };
+        let listed = self.queries.machine(Actor::Platform, machine, seq).await?.listed;
+        let title = format!("Machine {} failed its self-test: {}.", name(&listed.offer.name), name(&first.id));
+        let checks: Vec<_> = failed.iter().map(|check| check.id.as_str()).collect();
+        let data = json!({ "machine": machine, "name": listed.offer.name, "checks": checks });
+        let path = format!("/machines/{machine}");
+        self.wanted(listed.owner, NotificationKind::SelfTestFailed, (seq, at), title, path, data).await
+    }
+
+    async fn wanted(
+        &self,
+        account: AccountId,
+        kind: NotificationKind,
+        when: (Seq, Timestamp),
+        title: String,
+        path: String,
+        data: Value,
+    ) -> anyhow::Result<Option<Told>> {
+        Ok(Told::new(account, self.settings(account).await?, kind, when, title, path, data))
+    }
+
+    async fn settings(&self, account: AccountId) -> anyhow::Result<NotificationSettings> {
+        read_settings(&self.bucket, account).await
+    }
+}
+
+/// What an account wants to be told.
+pub(crate) async fn read_settings(bucket: &kv::Store, account: AccountId) -> anyhow::Result<NotificationSettings> {
+    let stored = bucket.get(format!("account.{account}")).await?;
+    Ok(stored.map(|bytes| serde_json::from_slice(&bytes)).transpose()?.unwrap_or_default())
+}
+
+/// A notification that its account wants.
+struct Told {
+    account: AccountId,
+    settings: NotificationSettings,
+    notification: Notification,
+}
+
+impl Told {
+    /// `None` if the account does not want it.
+    fn new(
+        account: AccountId,
+        settings: NotificationSettings,
+        kind: NotificationKind,
+        (seq, at): (Seq, Timestamp),
+        title: String,
+        path: String,
+        data: Value,
+    ) -> Option<Self> {
+        let notification = Notification { kind, seq: Some(seq), at, title, path, data };
+        settings.wants(kind).then_some(Self { account, settings, notification })
+    }
+}
+
+fn deliveries(told: Told) -> Vec<Delivery> {
+    let Told { account, settings, notification } = told;
+    let (kind, seq) = (notification.kind, notification.seq.unwrap_or_default());
+    let mut made: Vec<_> = settings
+        .webhooks
+        .iter()
+        .filter(|webhook| webhook.kinds.contains(&kind))
+        .map(|webhook| Delivery::Webhook {
+            account,
+            webhook: webhook.id,
+            id: format!("{seq}-{kind}-{}", webhook.id),
+            notification: notification.clone(),
+        })
+        .collect();
+    if settings.mails(kind) {
+        made.push(Delivery::Mail { account, notification });
+    }
+    made
+}
+
+/// A name that a stranger chose, on one line and not too long.
+fn name(text: &str) -> String {
+    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_NAME).collect();
+    format!("“{}”", plain.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use gpubnb_events::{CommandId, notification::Webhook};
+
+    use super::*;
+
+    fn webhook(kinds: &[NotificationKind]) -> Webhook {
+        let kinds: BTreeSet<_> = kinds.iter().copied().collect();
+        let (id, created_at) = (CommandId::generate(), Timestamp::from_millis(0));
+        Webhook { id, url: String::new(), secret: String::new(), kinds, created_at }
+    }
+
+    #[test]
+    fn each_webhook_and_the_mail_box_get_what_they_want() {
+        let both = webhook(&[NotificationKind::JobFailed, NotificationKind::JobCompleted]);
+        let settings = NotificationSettings {
+            address: Some("a@b.example".to_owned()),
+            webhooks: vec![both.clone(), webhook(&[NotificationKind::PayoutPaid])],
+            ..NotificationSettings::default()
+        };
+        let sent = |kind| {
+            let when = (Seq(7), Timestamp::from_millis(0));
+            let told =
+                Told::new(AccountId::generate(), settings.clone(), kind, when, String::new(), String::new(), json!({}));
+            told.map(deliveries).unwrap_or_default()
+        };
+        let failed = sent(NotificationKind::JobFailed);
+        assert!(
+            matches!(&failed[..], [Delivery::Webhook { webhook, .. }, Delivery::Mail { .. }] if *webhook == both.id)
+        );
+        assert_eq!(sent(NotificationKind::JobCompleted).len(), 1);
+        assert_eq!(sent(NotificationKind::JobCancelled).len(), 0);
+    }
+
+    #[test]
+    fn a_name_cannot_begin_a_new_line() {
+        assert_eq!(name("a\r\nBcc: x"), "“a  Bcc: x”");
+        assert_eq!(name(&"x".repeat(500)).chars().count(), MAX_NAME + 2);
+    }
+}

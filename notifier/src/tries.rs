@@ -1,0 +1,92 @@
+//! The log of deliveries (the stream DELIVERYLOG), and when a delivery is tried again.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, Context};
+use gpubnb_events::{AccountId, Chain, Millis, Timestamp, notification::DeliveryTry, subject};
+use tracing::warn;
+
+/// Shortest and longest time between two tries.
+const PAUSES: (Millis, Millis) = (Millis(5_000), Millis(6 * 3_600_000));
+/// A delivery is given up after this time.
+const GIVE_UP: Millis = Millis(3 * 24 * 3_600_000 - 6 * 3_600_000);
+
+/// Why a delivery failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// It may succeed later.
+    Passing(String),
+    /// It will never succeed.
+    Final(String),
+}
+
+impl Failure {
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Passing(text) | Self::Final(text) => text,
+        }
+    }
+
+    /// The time until the next try, of a delivery that waits since `since`: as long as it has waited already, so that
+    /// the pauses double. `None` if it is given up.
+    pub(crate) fn pause(&self, since: Timestamp, now: Timestamp) -> Option<Millis> {
+        let age = now.since(since);
+        match self {
+            Self::Final(_) => None,
+            Self::Passing(_) if age >= GIVE_UP => None,
+            Self::Passing(_) => Some(age.clamp(PAUSES.0, PAUSES.1)),
+        }
+    }
+}
+
+/// Writes the log of deliveries.
+#[derive(Clone)]
+pub(crate) struct Tries(Context);
+
+impl Tries {
+    pub(crate) fn new(js: Context) -> Self {
+        Self(js)
+    }
+
+    /// Records a try. A try that cannot be recorded is lost: the delivery itself matters more.
+    pub(crate) async fn record(&self, account: AccountId, made: &DeliveryTry) {
+        let Ok(bytes) = serde_json::to_vec(made) else { return };
+        let sent = self.0.publish(subject::delivery_tries(account), bytes.into()).await;
+        let stored = match sent {
+            Ok(stored) => stored.await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = stored {
+            warn!(error = %Chain(&e), "a try of a delivery was not recorded");
+        }
+    }
+}
+
+/// Ends the work on a message of DELIVERIES: for good, or until `pause` has passed.
+pub(crate) async fn finish(message: &jetstream::Message, pause: Option<Millis>) {
+    let kind = match pause {
+        None => jetstream::AckKind::Ack,
+        Some(pause) => jetstream::AckKind::Nak(Some(Duration::from_millis(pause.0))),
+    };
+    if let Err(e) = message.ack_with(kind).await {
+        // The broker delivers it again.
+        warn!(error = e, "a delivery was not acknowledged");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_bound_and_end() {
+        let since = Timestamp::from_millis(0);
+        let after = |seconds: i64| {
+            Failure::Passing(String::new()).pause(since, Timestamp::from_millis(seconds * 1_000)).map(|p| p.0 / 1_000)
+        };
+        assert_eq!([after(0), after(5), after(10), after(600)], [Some(5), Some(5), Some(10), Some(600)]);
+        assert_eq!(after(24 * 3_600), Some(6 * 3_600));
+        assert_eq!(after(3 * 24 * 3_600), None);
+        assert_eq!(Failure::Final(String::new()).pause(since, since), None);
+    }
+}
