@@ -3,23 +3,59 @@
 use gpubnb_events::{
     AccountId, Actor, CommandId, Millis, Seq,
     command::{Done, OpenAccount},
+    notification::LetterAbout,
 };
 use gpubnb_runtime::permit::{Permit, Purpose};
 use serde::Serialize;
+use tracing::warn;
 use utoipa::ToSchema;
 
 use crate::{
-    access::{Client, KNOWN_COOKIE, SignUp, SignedIn, Source, login_of, network_of},
+    access::{Client, KNOWN_COOKIE, LinkKind, SignUp, SignedIn, Source, login_of, network_of},
     app::App,
     error::Problem,
 };
 
 /// Creates a user and opens an account. If the e-mail address is taken, nothing happens, and the result is the same.
 pub(crate) async fn sign_up(app: &App, new: &SignUp) -> Result<(), Problem> {
-    if let Some(account) = app.users.sign_up(new, app.now()).await? {
+    let opened = app.users.sign_up(new, app.now()).await?;
+    if let Some(account) = opened {
         open_account(app, account).await?;
     }
+    // In the background, so that the answer takes as long for a new address as for a known one.
+    let (app, email) = (app.clone(), new.email.trim().to_owned());
+    tokio::spawn(async move {
+        let sent = match opened {
+            Some(account) => send_confirmation(&app, account).await,
+            None => tell_owner(&app, email).await,
+        };
+        if let Err(problem) = sent {
+            warn!(problem = problem.detail, "an e-mail about a new account is not sent");
+        }
+    });
     Ok(())
+}
+
+/// Sends a link that confirms the e-mail address of an account, unless one was sent a moment ago.
+pub(crate) async fn send_confirmation(app: &App, account: AccountId) -> Result<(), Problem> {
+    if app.notifications.mail_service().await?.is_none() {
+        return Ok(());
+    }
+    if let Some(secret) = app.links.make(LinkKind::Confirm, account, app.now()).await? {
+        let to = app.users.email(account).await?;
+        app.notifications.send_letter(to, LetterAbout::ConfirmAddress { secret }).await?;
+    }
+    Ok(())
+}
+
+/// Tells the owner of an address that somebody signed up with it once more. Only an address that was confirmed gets
+/// this e-mail: others may be foreign.
+async fn tell_owner(app: &App, email: String) -> Result<(), Problem> {
+    let Some(account) = app.users.account_of(&email).await? else { return Ok(()) };
+    match app.notifications.settings(account).await?.address {
+        Some(address) => app.notifications.send_letter(address, LetterAbout::AddressHasAccount).await,
+        None => Ok(()),
+    }
 }
 
 /// Opens the account of a user. Opening it again changes nothing.

@@ -15,9 +15,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
 
 use crate::{
-    access::{OpenStreams, RateLimits, Sessions, Users},
+    access::{MailedLinks, OpenStreams, RateLimits, Sessions, Users},
     request_span,
-    state::{Changes, MachineCache, Uploads, WorkerProgram},
+    state::{Changes, MachineCache, Notifications, Uploads, WorkerProgram},
 };
 
 /// The broker's address and certificate for machines.
@@ -34,6 +34,8 @@ pub(crate) struct Broker {
 pub(crate) struct App {
     pub(crate) users: Users,
     pub(crate) sessions: Sessions,
+    pub(crate) links: MailedLinks,
+    pub(crate) notifications: Notifications,
     pub(crate) rate_limits: RateLimits,
     pub(crate) streams: OpenStreams,
     /// True if this server runs behind a proxy. Then the client's address is taken from `X-Forwarded-For`.

@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use async_nats::jetstream::Context;
 use gpubnb_events::{Clock as _, Millis, SystemClock, subject::UI_INBOX};
 use gpubnb_files::Files;
-use gpubnb_log::stream::{ARTIFACTS, ARTIFACTS_KEPT, CREDENTIALS, INPUTS, INPUTS_KEPT, SESSIONS, UPLOADS};
+use gpubnb_log::stream::{
+    ARTIFACTS, ARTIFACTS_KEPT, CREDENTIALS, INPUTS, INPUTS_KEPT, NOTIFICATIONS, SESSIONS, UPLOADS,
+};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
     monitor,
@@ -24,7 +26,7 @@ use crate::{
     app::{App, Broker},
     config::RunArgs,
     serve::serve,
-    state::{Changes, MachineCache, Uploads, WorkerProgram, watch_stores},
+    state::{Changes, MachineCache, Notifications, Uploads, WorkerProgram, watch_stores},
 };
 
 /// The time for which an invitation of an operator is valid.
@@ -57,11 +59,16 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
     let sessions = Sessions::new(sessions);
     let uploads = js.get_key_value(UPLOADS).await.with_context(|| format!("UPLOADS {MISSING}"))?;
+    let notifications = js.get_key_value(NOTIFICATIONS).await.with_context(|| format!("NOTIFICATIONS {MISSING}"))?;
+    let notifications = Notifications::new(notifications, js.clone());
+    tasks.spawn(notifications.clone().listen(shutdown.clone()));
     tasks.spawn(users.clone().listen(shutdown.clone()));
     tasks.spawn(sessions.clone().listen(shutdown.clone()));
     let app = App {
+        links: users.links(),
         users,
         sessions,
+        notifications,
         rate_limits: RateLimits::new(Rates {
             requests_per_second: args.requests_per_second,
             sign_ins_per_minute: args.sign_ins_per_minute,

@@ -80,18 +80,18 @@ impl CachedRows {
 
 /// A bucket of JSON rows with its cache. Clones share the cache.
 #[derive(Clone)]
-pub(super) struct KvCache {
+pub(crate) struct KvCache {
     bucket: kv::Store,
     cached: Arc<CachedRows>,
 }
 
 impl KvCache {
-    pub(super) fn new(bucket: kv::Store) -> Self {
+    pub(crate) fn new(bucket: kv::Store) -> Self {
         Self { bucket, cached: Arc::default() }
     }
 
     /// Removes each row that the bucket reports as changed, until shutdown.
-    pub(super) async fn listen(self, shutdown: CancellationToken) {
+    pub(crate) async fn listen(self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
             self.cached.remove_all();
             match self.bucket.watch_all().await {
@@ -124,7 +124,7 @@ impl KvCache {
     }
 
     /// Reads a row, from the cache if the row is cached.
-    pub(super) async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Problem> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, Problem> {
         match self.cached.get(key) {
             Some(bytes) => read(&bytes).map(Some),
             None => Ok(self.entry(key).await?.0),
@@ -132,7 +132,7 @@ impl KvCache {
     }
 
     /// Creates a row. Returns false if the key already has a row.
-    pub(super) async fn create(&self, key: &str, row: &impl Serialize) -> Result<bool, Problem> {
+    pub(crate) async fn create(&self, key: &str, row: &impl Serialize) -> Result<bool, Problem> {
         let bytes = serde_json::to_vec(row).map_err(|e| Problem::internal(&e))?;
         match self.bucket.create(key, bytes.into()).await {
             Ok(_) => Ok(true),
@@ -142,7 +142,7 @@ impl KvCache {
     }
 
     /// Removes a row.
-    pub(super) async fn remove(&self, key: &str) -> Result<(), Problem> {
+    pub(crate) async fn remove(&self, key: &str) -> Result<(), Problem> {
         let removed = self.bucket.purge(key).await;
         self.cached.remove(key);
         removed.map_err(unavailable)
@@ -150,7 +150,7 @@ impl KvCache {
 
     /// Changes a row, or creates it: `change` gets `None` if there is no row. If another replica changes the row at the
     /// same time, `change` is called again with the new row.
-    pub(super) async fn change<T, R>(
+    pub(crate) async fn change<T, R>(
         &self,
         key: &str,
         mut change: impl FnMut(&mut Option<T>) -> Result<R, Problem>,

@@ -7,6 +7,7 @@
 mod gate;
 mod guesses;
 mod kv_cache;
+mod mailed_links;
 mod peer;
 mod rate_limit;
 mod routes;
@@ -22,10 +23,12 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
     gate::CSRF_FIELD,
+    kv_cache::KvCache,
+    mailed_links::{LinkKind, MailedLinks},
     peer::{Client, KNOWN_COOKIE},
     rate_limit::{RateLimits, Rates, Source, network_of},
     routes::{BodySchema, BodyShape, Endpoint, Routes},
-    secret::is_secret,
+    secret::{is_secret, new_webhook_secret},
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},
     streams::OpenStreams,
     users::{NewToken, SignUp, TokenInfo, Users, login_of},

@@ -9,6 +9,7 @@ use argon2::{
         phc::{Error, PasswordHash},
     },
 };
+use gpubnb_events::notification::WEBHOOK_SECRET_PREFIX;
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
@@ -24,6 +25,11 @@ const DUMMY_HASH: &str =
 /// Generates a secret: 256 random bits, as 64 hexadecimal digits.
 pub(super) fn new_secret() -> String {
     gpubnb_events::hex(rand::rng().random::<[u8; 32]>())
+}
+
+/// Generates the secret of a webhook: 256 random bits in the form of Standard Webhooks.
+pub(crate) fn new_webhook_secret() -> String {
+    format!("{WEBHOOK_SECRET_PREFIX}{}", data_encoding::BASE64.encode(&rand::rng().random::<[u8; 32]>()))
 }
 
 /// True if a text has the form of a secret. Only such a text may get from the URL of an operator's link into the HTML

@@ -1,7 +1,7 @@
 //! Users: their e-mail addresses, passwords, tokens and operator rights.
 //!
 //! Each user has two rows in the bucket CREDENTIALS: `login.<hash of the e-mail address>` holds the account's id, and
-//! `account.<account>` holds the user. Passwords and tokens are stored as hashes.
+//! `account.<account>` holds the user. (`reset.…` and `confirm.…` are links: `mailed_links.rs`.) Passwords and tokens are stored as hashes.
 
 use gpubnb_events::{AccountId, CommandId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Scope,
     kv_cache::KvCache,
+    mailed_links::MailedLinks,
     secret::{Passwords, digest, new_secret},
 };
 use crate::error::Problem;
@@ -137,6 +138,16 @@ impl Users {
         Self { rows: KvCache::new(bucket), passwords: Passwords::new() }
     }
 
+    /// The links that are sent by e-mail, which are in the same bucket.
+    pub(crate) fn links(&self) -> MailedLinks {
+        MailedLinks::new(self.rows.clone())
+    }
+
+    /// The account with this e-mail address; `None` if there is none.
+    pub(crate) async fn account_of(&self, email: &str) -> Result<Option<AccountId>, Problem> {
+        self.rows.get(&login_key(email)).await
+    }
+
     /// Follows the changes that other replicas make, until shutdown.
     pub(crate) async fn listen(self, shutdown: CancellationToken) {
         self.rows.listen(shutdown).await;
@@ -219,6 +230,18 @@ impl Users {
         if !self.passwords.verify(old.to_owned(), Some(user.password)).await? {
             return Err(Problem::invalid("old", "This is not your present password."));
         }
+        self.set_password(account, new).await
+    }
+
+    /// Checks a password before it is set.
+    #[allow(clippy::unused_self)]
+    pub(crate) fn check_new_password(&self, new: &str) -> Result<(), Problem> {
+        check_password(new)
+    }
+
+    /// Replaces the password, and revokes all tokens of the user.
+    pub(crate) async fn set_password(&self, account: AccountId, new: &str) -> Result<(), Problem> {
+        check_password(new)?;
         let password = self.passwords.hash(new.to_owned()).await?;
         self.change(account, |user| {
             user.password.clone_from(&password);

@@ -20,6 +20,8 @@ pub(crate) mod landing;
 pub(crate) mod machine;
 pub(crate) mod market;
 pub(crate) mod new_job;
+pub(crate) mod notifications;
+pub(crate) mod password_reset;
 pub(crate) mod provider;
 mod resubmit;
 pub(crate) mod sign_in;

@@ -27,6 +27,9 @@ pub(crate) struct SignInQuery {
     /// Set if the user has just signed up.
     #[serde(default)]
     welcome: Option<String>,
+    /// Set if the user has just chosen a new password.
+    #[serde(default)]
+    reset: Option<String>,
 }
 
 #[derive(Template)]
@@ -35,8 +38,8 @@ struct SignInPage {
     layout: Layout,
     /// True for the form to sign up, false for the form to sign in.
     is_sign_up: bool,
-    /// True if the user has just signed up.
-    is_welcome: bool,
+    /// What has just happened.
+    news: Option<&'static str>,
     /// The path to open afterwards.
     next: String,
     email: String,
@@ -62,7 +65,7 @@ pub(crate) struct Credentials {
 
 fn render(
     is_sign_up: bool,
-    is_welcome: bool,
+    news: Option<&'static str>,
     next: String,
     email: String,
     problem: Option<Problem>,
@@ -70,7 +73,7 @@ fn render(
     let (title, menu_entry) = if is_sign_up { ("Sign up", "sign-up") } else { ("Sign in", "sign-in") };
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
     let layout = Layout::new(title, menu_entry, Viewer::default());
-    let page = render_page(&SignInPage { layout, is_sign_up, is_welcome, next, email, problem })?;
+    let page = render_page(&SignInPage { layout, is_sign_up, news, next, email, problem })?;
     Ok((status, page).into_response())
 }
 
@@ -87,7 +90,7 @@ pub(crate) async fn sign_up_page(viewer: Viewer, Query(query): Query<SignInQuery
     if viewer.session.is_some() {
         return Ok(Redirect::to(safe_redirect(&next)).into_response());
     }
-    render(true, false, next, String::new(), None)
+    render(true, None, next, String::new(), None)
 }
 
 /// `POST /sign-up`: opens an account, and signs in. An address that has an account already keeps its password: whoever
@@ -107,7 +110,7 @@ pub(crate) async fn sign_up(
             let query = serde_urlencoded::to_string([("welcome", "1"), ("next", &form.next)]);
             Ok(Redirect::to(&format!("/sign-in?{}", query.unwrap_or_default())).into_response())
         }
-        Err(problem) if problem.field.is_some() => render(true, false, form.next, form.email, Some(problem)),
+        Err(problem) if problem.field.is_some() => render(true, None, form.next, form.email, Some(problem)),
         Err(problem) => Err(problem.into()),
     }
 }
@@ -116,7 +119,12 @@ pub(crate) async fn sign_in_page(viewer: Viewer, Query(query): Query<SignInQuery
     if viewer.session.is_some() {
         return Ok(Redirect::to(safe_redirect(query.next.as_deref().unwrap_or_default())).into_response());
     }
-    render(false, query.welcome.is_some(), query.next.unwrap_or_default(), String::new(), None)
+    let news = match (query.welcome, query.reset) {
+        (_, Some(_)) => Some("Your new password is set. Sign in with it."),
+        (Some(_), None) => Some("Thanks. Sign in with the password you chose."),
+        (None, None) => None,
+    };
+    render(false, news, query.next.unwrap_or_default(), String::new(), None)
 }
 
 pub(crate) async fn sign_in(
@@ -127,7 +135,7 @@ pub(crate) async fn sign_in(
     match accounts::check_password(&app, &client, &form.email, &form.password).await {
         Ok(account) => begin_session(&app, &client, account, &form.email, &form.next).await,
         Err(problem) if matches!(problem.status, 401 | 429) => {
-            render(false, false, form.next, form.email, Some(problem))
+            render(false, None, form.next, form.email, Some(problem))
         }
         Err(problem) => Err(problem.into()),
     }

@@ -5,6 +5,7 @@
 
 mod changes;
 mod machine_cache;
+pub(crate) mod notifications;
 mod stores;
 pub(crate) mod uploads;
 mod worker_program;
@@ -12,6 +13,7 @@ mod worker_program;
 pub(crate) use self::{
     changes::{Change, Changes, next_change, pending_changes},
     machine_cache::MachineCache,
+    notifications::Notifications,
     stores::watch_stores,
     uploads::Uploads,
     worker_program::{WORKER_PROGRAM, WorkerProgram},
