@@ -2,7 +2,7 @@
 PORT ?= 8080
 # All but the demo jobs, which deploy/images.sh builds as one static binary. Without default features, the build needs
 # neither the driver of a browser nor the allocator jemalloc, which takes a third of the whole build.
-BINARIES = --no-default-features -p gpubnb-services -p gpubnb-operator -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
+BINARIES = --no-default-features -p gpubnb-services -p gpubnb-operator -p gpubnb-notifier -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
 JEMALLOC = --features gpubnb-services/jemalloc,gpubnb-operator/jemalloc,gpubnb-tests/jemalloc
 
 .PHONY: help setup setup-tests build images demo smoke test hostile attack bench worker fmt clean

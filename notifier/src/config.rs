@@ -33,8 +33,8 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     pub url: Url,
     /// The server that takes outgoing e-mail: `smtps://user:password@host` (TLS at once, port 465), or
-    /// `smtp://user:password@host:587?tls=required` (STARTTLS). Plain `smtp://` is for a server on this machine. Without
-    /// this option no e-mail is sent.
+    /// `smtp://user:password@host:587?tls=required` (STARTTLS). Plain `smtp://` is for a server on this machine.
+    /// Without this option no e-mail is sent.
     #[arg(long, env = "GPUBNB_SMTP_URL", hide_env_values = true, requires = "mail_from", value_name = "URL")]
     pub smtp: Option<Url>,
     /// The address from which e-mail is sent, such as `GPUbnb <no-reply@market.example>`.

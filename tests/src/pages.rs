@@ -2,19 +2,21 @@
 //! the web server's routes.
 
 /// Pages of a signed-in person: the address and the name of the screenshot.
-pub const PAGES: [(&str, &str); 12] = [
+pub const PAGES: [(&str, &str); 14] = [
     ("/", "landing"),
     ("/market", "market"),
     ("/jobs", "jobs"),
     ("/jobs/new", "new-job"),
     ("/wallet", "wallet"),
     ("/account", "account"),
+    ("/account/notifications", "notifications"),
     ("/provider", "provider"),
     ("/provider/add", "add-machine"),
     ("/docs", "docs"),
     ("/styleguide", "styleguide"),
     ("/sign-in", "sign-in"),
     ("/sign-up", "sign-up"),
+    ("/forgot", "forgot"),
 ];
 
 /// Pages of the operators' console: the address and the name of the screenshot.

@@ -313,6 +313,12 @@ impl System {
         Process::start(directory, &mut command, self.path())
     }
 
+    /// Starts the notifier, and does not wait until it is ready.
+    pub fn spawn_notifier(&self, arguments: &[String]) -> anyhow::Result<Process> {
+        let mut command = self.configured_command("notifier")?;
+        Process::start("notifier", command.arg("run").args(arguments), self.path())
+    }
+
     /// Sets the number of events between two snapshots, for processes that are started later.
     pub fn set_snapshot_interval(&mut self, events: u64) {
         self.settings.snapshot_every = Some(events);

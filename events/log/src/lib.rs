@@ -7,6 +7,7 @@
 
 mod append;
 pub mod archive;
+mod definitions;
 pub mod dispatch;
 mod follow;
 pub mod message;

@@ -33,7 +33,7 @@ const WORKER: &str = "this machine";
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     Docker::connect_with_defaults()?.negotiate_version().await.context("Docker does not answer")?;
-    println!("gpubnb: starting broker, services, projector, web server and a worker on 127.0.0.1");
+    println!("gpubnb: starting broker, services, projector, notifier, web server and a worker on 127.0.0.1");
     let port = (args.port != 0).then_some(args.port);
     let mut system =
         System::start(MarketSettings { port, has_rate_limits: true, ..MarketSettings::default() }).await.with_context(
@@ -54,6 +54,7 @@ async fn main() -> anyhow::Result<()> {
 
 /// Runs the job and prints its receipt. Returns the summary for `--smoke`.
 async fn run_demo(system: &mut System, args: &Args) -> anyhow::Result<Value> {
+    let _notifier = system.spawn_notifier(&["--url".to_owned(), system.url()])?;
     system.start_worker(WORKER, &["--region", "here", "--price", "0.36"]).await?;
     println!("gpubnb: this machine is on the market; submitting a training job");
     let epochs = args.epochs.to_string();

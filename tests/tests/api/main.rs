@@ -14,6 +14,7 @@ mod idempotency;
 mod input;
 mod install;
 mod liar;
+mod notifications;
 mod people;
 mod scripts;
 mod trace;

@@ -12,7 +12,7 @@ use gpubnb_tests::programs::root;
 
 /// The crates of this workspace that each crate may use, as in ARCHITECTURE.md. For example, `log` may use `events`.
 /// The crate `tests` may use all crates.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("events", &[]),
     ("proof", &["events"]),
     ("runtime", &["events"]),
@@ -28,6 +28,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("door", &["dialer", "events"]),
     ("relay", &[]),
     ("provider", &["dialer", "door", "events", "log", "runtime"]),
+    ("notifier", &["dialer", "events", "log", "query", "runtime"]),
     ("files", &["events", "log"]),
     ("ui", &["events", "files", "log", "query", "runtime"]),
     ("cli", &["events", "proof"]),
@@ -94,7 +95,7 @@ fn the_client_the_domain_and_the_web_server_build_without_forbidden_crates() {
 
 /// The path and the text of every source file of the workspace.
 fn sources() -> Vec<(PathBuf, String)> {
-    let folders = ["events", "services", "projector", "provider", "ui", "cli", "workloads", "tests"];
+    let folders = ["events", "services", "projector", "provider", "notifier", "ui", "cli", "workloads", "tests"];
     let mut to_visit: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
     let mut found = Vec::new();
     while let Some(directory) = to_visit.pop() {
@@ -118,8 +119,18 @@ fn lines_before_tests(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn subjects_of_the_broker_are_built_only_in_subject_rs() {
-    const ROOTS: [&str; 8] =
-        ["\"market.", "\"dispatch.", "\"telemetry.", "\"output.", "\"cmd.", "\"query.", "\"notice.", "\"_INBOX"];
+    const ROOTS: [&str; 10] = [
+        "\"market.",
+        "\"delivery.",
+        "\"delivered.",
+        "\"dispatch.",
+        "\"telemetry.",
+        "\"output.",
+        "\"cmd.",
+        "\"query.",
+        "\"notice.",
+        "\"_INBOX",
+    ];
     for (path, text) in sources() {
         let is_test = path.components().any(|part| part.as_os_str() == "tests");
         if is_test || path.ends_with("events/src/subject.rs") {

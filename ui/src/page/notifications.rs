@@ -277,8 +277,8 @@ struct ConfirmPage {
     link: String,
 }
 
-/// `GET /confirm/{link}`, the link in an e-mail. Only the button on the page confirms the address, because programs that
-/// check e-mail open links.
+/// `GET /confirm/{link}`, the link in an e-mail. Only the button on the page confirms the address, because programs
+/// that check e-mail open links.
 pub(crate) async fn confirm_page(
     State(app): State<App>,
     viewer: Viewer,

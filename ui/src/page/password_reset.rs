@@ -40,7 +40,8 @@ pub(crate) struct Forgotten {
     email: String,
 }
 
-/// `POST /forgot`: sends a link if the address has an account. The answer is the same, at the same time, if it has none.
+/// `POST /forgot`: sends a link if the address has an account. The answer is the same, at the same time, if it has
+/// none.
 pub(crate) async fn forgot(
     State(app): State<App>,
     client: Client,
