@@ -1,5 +1,8 @@
-//! Copies the scripts that npm installed to the build directory. `assets.rs` embeds them in the binary, so the binary
-//! needs no other files.
+//! Copies the scripts that npm installed to the build directory, and renders the guides in `docs/` as HTML. The binary
+//! embeds both (`assets.rs`, `page/docs.rs`), so it needs no other files.
+
+#[path = "build/guides.rs"]
+mod guides;
 
 use std::{env, error::Error, fs, path::PathBuf};
 
@@ -17,5 +20,5 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         fs::copy(&from, out.join(name))?;
     }
-    Ok(())
+    guides::render(&out)
 }

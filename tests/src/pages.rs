@@ -2,7 +2,7 @@
 //! the web server's routes.
 
 /// Pages of a signed-in person: the address and the name of the screenshot.
-pub const PAGES: [(&str, &str); 14] = [
+pub const PAGES: [(&str, &str); 15] = [
     ("/", "landing"),
     ("/market", "market"),
     ("/jobs", "jobs"),
@@ -13,6 +13,7 @@ pub const PAGES: [(&str, &str); 14] = [
     ("/provider", "provider"),
     ("/provider/add", "add-machine"),
     ("/docs", "docs"),
+    ("/docs/endpoints", "endpoints"),
     ("/styleguide", "styleguide"),
     ("/sign-in", "sign-in"),
     ("/sign-up", "sign-up"),

@@ -118,6 +118,8 @@ fn console_and_documents(routes: Routes) -> Routes {
         .post("/console/machines/{machine}/ban", Operator, page::console_account::ban)
         .get("/styleguide", Public, page::styleguide::page)
         .get("/docs", Public, page::docs::page)
+        .get("/docs/endpoints", Public, page::docs::endpoints_page)
+        .get("/docs/{guide}", Public, page::docs::guide)
         .get("/openapi.json", Public, page::docs::document)
         .get("/install.sh", Public, worker_download::install_script)
         .get("/download/gpubnb-provider", Public, worker_download::program)

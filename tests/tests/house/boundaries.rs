@@ -201,3 +201,17 @@ fn a_function_is_measured_whether_its_signature_has_one_line_or_many() {
     assert_eq!((lengths(&one), lengths(&many)), (vec![82], vec![87]));
     assert_eq!(lengths("trait T {\n    fn c(&self);\n    fn d() {}\n}\n"), [1, 1]);
 }
+
+/// A file that Docker does not send to the builder is missing there, and the tests of Compose build nothing.
+#[test]
+fn docker_gets_every_folder_that_the_build_reads() {
+    let ignored = fs::read_to_string(root().join(".dockerignore")).unwrap();
+    let sent: BTreeSet<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let members = manifest.lines().find_map(|line| line.strip_prefix("members = [")).unwrap();
+    let folders = members.split('"').skip(1).step_by(2).filter_map(|member| member.split('/').next());
+    let others = ["docs", "CHANGELOG.md", "Cargo.lock", ".cargo", "deploy/gpubnb-provider.service"];
+    for folder in folders.chain(others) {
+        assert!(sent.contains(folder), ".dockerignore keeps {folder} from the builder");
+    }
+}

@@ -116,7 +116,7 @@ fn is_valid(link: &Link, kind: LinkKind, secret: &str, now: Timestamp) -> bool {
 
 fn ended() -> Problem {
     let detail = "This link has run out, was used, or was replaced by a newer one. Ask for another.";
-    Problem::new(axum::http::StatusCode::GONE, "BadLink", detail)
+    Problem::new(axum::http::StatusCode::NOT_FOUND, "BadLink", detail)
 }
 
 #[cfg(test)]

@@ -69,6 +69,13 @@ impl NotificationsPage {
         self.settings.webhooks.iter().find(|webhook| webhook.id == id).map_or("removed", |w| host(&w.url))
     }
 
+    fn kinds_of(&self, webhook: &Webhook) -> String {
+        if webhook.kinds.len() == self.kinds.len() {
+            return "everything".to_owned();
+        }
+        webhook.kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
+    }
+
     fn is_wrong(&self, field: &str) -> bool {
         self.problem.as_ref().is_some_and(|problem| problem.field.as_deref() == Some(field))
     }
@@ -147,10 +154,13 @@ pub(crate) async fn save(
         Ok(limit) => limit,
         Err(problem) => return Ok(render(&app, signed_in, None, None, Some((problem, fields))).await?),
     };
-    let kinds = checked_kinds(&fields);
+    // Without e-mail, the page shows no boxes.
+    let (has_boxes, kinds) = (!value(&fields, "has_mail").is_empty(), checked_kinds(&fields));
     app.notifications
         .change(signed_in.account, |settings| {
-            settings.mail.clone_from(&kinds);
+            if has_boxes {
+                settings.mail.clone_from(&kinds);
+            }
             settings.low_balance = limit;
             Ok(())
         })
