@@ -65,6 +65,10 @@ fn guide(markdown: &str) -> (String, Vec<Section>) {
             place.map(|dest_url| Event::Start(Tag::Link { link_type, dest_url: dest_url.into(), title, id }))
         }
         Event::End(TagEnd::Link) => is_linked.pop().unwrap_or(true).then_some(Event::End(TagEnd::Link)),
+        // A file's name means nothing to a reader of the product.
+        Event::Text(text) if is_linked.last() == Some(&true) && text.ends_with(".md") => {
+            Some(Event::Text(title_of(&text).map_or(text, CowStr::from)))
+        }
         Event::Start(Tag::Image { .. }) | Event::End(TagEnd::Image) => None,
         // The guides have no HTML of their own.
         Event::Html(_) | Event::InlineHtml(_) => None,
@@ -78,6 +82,13 @@ fn guide(markdown: &str) -> (String, Vec<Section>) {
         .replace("</table>", "</table></div>")
         .replace("<pre>", "<pre class=\"command\" tabindex=\"0\">");
     (body, sections)
+}
+
+/// The title of the guide with this file name.
+fn title_of(file: &str) -> Option<String> {
+    let (_, path, _) = GUIDES.iter().find(|(_, path, _)| path.rsplit('/').next() == Some(file))?;
+    let markdown = fs::read_to_string(Path::new("..").join(path)).ok()?;
+    Some(markdown.lines().next()?.trim_start_matches("# ").to_owned())
 }
 
 fn sections(events: &[Event<'_>]) -> Vec<Section> {
@@ -102,14 +113,18 @@ fn sections(events: &[Event<'_>]) -> Vec<Section> {
             _ => {}
         }
     }
+    let mut used = Vec::new();
     for section in &mut sections {
-        section.id = slug(&section.title);
+        let slug = slug(&section.title);
+        let before = used.iter().filter(|known| **known == slug).count();
+        section.id = if before == 0 { slug.clone() } else { format!("{slug}-{before}") };
+        used.push(slug);
         section.text = section.text.split_whitespace().collect::<Vec<_>>().join(" ");
     }
     sections
 }
 
-/// The id of a heading, as on GitHub: `A new job` is `a-new-job`.
+/// The id of a heading, as on GitHub: `A new job` is `a-new-job`. The second heading with this text gets `-1`.
 fn slug(title: &str) -> String {
     let lower = title.to_lowercase();
     let kept = lower.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
