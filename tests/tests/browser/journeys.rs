@@ -331,7 +331,8 @@ async fn an_operator_finds_a_stuck_job_travels_in_time_rebuilds_and_verifies() {
 }
 
 /// Endings of addresses that are not pages: event streams, files, and documents for programs.
-const NOT_PAGES: [&str; 7] = ["/live", "/healthz", ".json", ".csv", "/routes", "/install.sh", "/gpubnb-provider"];
+const NOT_PAGES: [&str; 8] =
+    ["/live", "/healthz", ".json", ".jsonl", ".csv", "/routes", "/install.sh", "/gpubnb-provider"];
 
 #[test]
 fn the_lists_of_pages_match_the_web_servers_routes() {

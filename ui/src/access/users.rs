@@ -211,7 +211,7 @@ impl Users {
     }
 
     /// True if the user is an operator, who may run the platform.
-    pub(super) async fn is_operator(&self, account: AccountId) -> Result<bool, Problem> {
+    pub(crate) async fn is_operator(&self, account: AccountId) -> Result<bool, Problem> {
         Ok(self.user(account).await?.is_some_and(|u| u.operator))
     }
 
@@ -219,6 +219,16 @@ impl Users {
     pub(crate) async fn make_operator(&self, account: AccountId) -> Result<(), Problem> {
         self.change(account, |user| {
             user.operator = true;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes the operator right from a user, and revokes the user's tokens for operators.
+    pub(crate) async fn remove_operator(&self, account: AccountId) -> Result<(), Problem> {
+        self.change(account, |user| {
+            user.operator = false;
+            user.tokens.retain(|token| !token.info.scopes.contains(&Scope::Ops));
             Ok(())
         })
         .await

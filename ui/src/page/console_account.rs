@@ -56,6 +56,9 @@ struct AccountPage {
     payouts: Vec<OpenPayout>,
     machines: Vec<MachineView>,
     events: Vec<TrailEvent>,
+    is_operator: bool,
+    /// True if this is the account of the operator who looks at the page.
+    is_own: bool,
     /// The id of the deposit, so that sending the form twice adds the money once.
     deposit: CommandId,
     problem: Option<Problem>,
@@ -93,6 +96,8 @@ async fn render(
         payouts: payouts?,
         machines: machines?,
         events: newest?.rows,
+        is_operator: app.users.is_operator(account).await?,
+        is_own: account == signed_in.account,
         deposit: CommandId::generate(),
         problem,
         now: app.now(),
@@ -194,6 +199,21 @@ pub(crate) async fn suspend(
         (_, true) => Err(Problem::invalid("reason", "Say why: the account's owner reads the reason.")),
     };
     act(&app, signed_in, account, "set_suspension", body).await
+}
+
+/// `POST /console/accounts/{account}/operator`: takes the operator right from another person. Nobody can take it from
+/// himself, so that a market keeps an operator.
+pub(crate) async fn remove_operator(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(account): Path<AccountId>,
+) -> Result<Redirect, PageError> {
+    if account == signed_in.account {
+        return Err(Problem::forbidden("Another operator must take this right from you.").into());
+    }
+    app.users.remove_operator(account).await?;
+    tracing::info!(%account, by = %signed_in.account, "an operator's right was removed");
+    Ok(Redirect::to(&format!("/console/accounts/{account}")))
 }
 
 /// The form that records a deposit.

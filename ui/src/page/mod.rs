@@ -14,6 +14,7 @@ pub(crate) mod console_ledger;
 pub(crate) mod docs;
 pub(crate) mod error;
 pub(crate) mod event;
+pub(crate) mod export;
 pub(crate) mod job;
 pub(crate) mod jobs;
 pub(crate) mod landing;
