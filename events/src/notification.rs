@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
     ids::{AccountId, CommandId, Seq},
@@ -101,6 +101,7 @@ pub struct NotificationSettings {
     #[serde(default)]
     pub address: Option<String>,
     /// The kinds that are sent as e-mail.
+    #[serde(deserialize_with = "known_kinds")]
     pub mail: BTreeSet<NotificationKind>,
     /// The programs that are told.
     #[serde(default)]
@@ -143,9 +144,19 @@ pub struct Webhook {
     /// The secret with which requests are signed: `whsec_` and 32 bytes, base64.
     pub secret: String,
     /// The kinds of notifications that are sent.
+    #[serde(deserialize_with = "known_kinds")]
     pub kinds: BTreeSet<NotificationKind>,
     /// When the webhook was added.
     pub created_at: Timestamp,
+    /// When a test was sent last.
+    #[serde(default)]
+    pub tested_at: Option<Timestamp>,
+}
+
+/// Reads kinds without those that only a newer program knows.
+fn known_kinds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<NotificationKind>, D::Error> {
+    let names = Vec::<String>::deserialize(deserializer)?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
 // The address and the secret are for nobody else: an address may be a secret itself, as those of Slack are.
@@ -202,6 +213,8 @@ pub enum Delivery {
 pub struct Letter {
     /// The e-mail address.
     pub to: String,
+    /// The letter is not sent after this time.
+    pub expires: Timestamp,
     /// The reason for the e-mail.
     pub about: LetterAbout,
 }
@@ -256,6 +269,8 @@ pub struct DeliveryTry {
 pub struct MailService {
     /// The address from which e-mail is sent.
     pub from: String,
+    /// When the notifier last said so. It says so again and again.
+    pub at: Timestamp,
 }
 
 #[cfg(test)]
@@ -279,5 +294,12 @@ mod tests {
         settings.address = Some("a@b.example".to_owned());
         assert!(settings.wants(NotificationKind::JobFailed));
         assert!(!settings.wants(NotificationKind::JobCompleted));
+    }
+
+    #[test]
+    fn a_kind_of_a_newer_program_does_not_make_settings_unreadable() {
+        let text = r#"{"mail":["job.failed","moon.rises"],"low_balance":1}"#;
+        let read: Option<NotificationSettings> = serde_json::from_str(text).ok();
+        assert_eq!(read.map(|settings| settings.mail), Some(BTreeSet::from([NotificationKind::JobFailed])));
     }
 }

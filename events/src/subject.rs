@@ -5,6 +5,8 @@
 //! MARKET (the log of events), DISPATCH (job messages for machines) and the others are streams of the broker;
 //! `gpubnb-log` defines them.
 
+use sha2::{Digest as _, Sha256};
+
 use crate::{
     event::{Aggregate, Event},
     ids::{AccountId, JobId, MachineId, ProjectorId},
@@ -30,11 +32,13 @@ pub const UNFINISHED_ALL: &str = "unfinished.*.*";
 pub const NOTICES: &str = "notice.>";
 
 /// Everything that is to be sent to people and their programs.
-pub const DELIVERIES: &str = "delivery.*.*";
+pub const DELIVERIES: &str = "delivery.>";
 /// What is to be sent to webhooks.
-pub const WEBHOOK_DELIVERIES: &str = "delivery.webhook.*";
-/// What is to be sent by e-mail.
+pub const WEBHOOK_DELIVERIES: &str = "delivery.webhook.*.*";
+/// Notifications that are to be sent by e-mail.
 pub const MAIL_DELIVERIES: &str = "delivery.mail.*";
+/// E-mails that people asked for.
+pub const LETTERS: &str = "delivery.letter.*";
 /// Every try of a delivery.
 pub const DELIVERY_TRIES: &str = "delivered.*";
 
@@ -129,12 +133,16 @@ pub fn job_of_dispatch(subject: &str) -> Option<JobId> {
     subject.strip_prefix("dispatch.")?.split_once('.')?.1.parse().ok()
 }
 
-/// The subject of a delivery.
+/// The subject of a delivery. The broker keeps a bounded number of messages of each subject, so each webhook and each
+/// e-mail address has its own.
 pub fn delivery(delivery: &Delivery) -> String {
     match delivery {
-        Delivery::Webhook { account, .. } => format!("delivery.webhook.{account}"),
+        Delivery::Webhook { account, webhook, .. } => format!("delivery.webhook.{account}.{webhook}"),
         Delivery::Mail { account, .. } => format!("delivery.mail.{account}"),
-        Delivery::Letter(_) => "delivery.mail.letter".to_owned(),
+        Delivery::Letter(letter) => {
+            let address = Sha256::digest(letter.to.trim().to_lowercase());
+            format!("delivery.letter.{}", crate::hex(address))
+        }
     }
 }
 

@@ -1,7 +1,11 @@
-//! Sends e-mail through an SMTP server. What waits for one account is sent as one e-mail, and each account gets at most
-//! one in [`PAUSE`]; a letter that a person asked for is sent at once.
+//! Sends e-mail through an SMTP server. A letter that a person asked for is sent at once. Notifications that wait for one
+//! account are sent as one e-mail, and each account gets at most one in [`PAUSE`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{
@@ -12,7 +16,7 @@ use async_nats::jetstream::{
 use futures_util::StreamExt;
 use gpubnb_events::{
     AccountId, Chain, Clock, Millis, Timestamp,
-    notification::{Delivery, DeliveryTry, Letter, Notification},
+    notification::{Delivery, DeliveryTry, MailService, Notification},
     subject,
 };
 use gpubnb_log::stream::DELIVERIES;
@@ -31,54 +35,131 @@ use crate::{
 const PAUSE: Millis = Millis(5 * 60_000);
 /// Longest time that the SMTP server may take for one command.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Most messages that are taken at once.
+/// Most notifications that are taken at once, and most e-mails that are sent at once.
 const BATCH: usize = 100;
+const AT_ONCE: usize = 8;
+/// A message that was taken is delivered again after this time, which is longer than a batch takes.
+const ACK_WAIT: Duration = Duration::from_secs(30 * 60);
 /// Pause after a failure of the broker.
 const RETRY: Duration = Duration::from_secs(1);
+/// A message whose account cannot be read waits for this time.
+const LATER: Millis = Millis(5_000);
+/// The notifier says this often that it sends e-mail.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// A notification for an account, and its message of DELIVERIES.
 type Waiting = (Notification, jetstream::Message);
 
 /// Sends what is in DELIVERIES for e-mail, until shutdown.
-pub(crate) async fn deliver(js: Context, mut mailer: Mailer, tries: Tries, shutdown: CancellationToken) {
-    while !shutdown.is_cancelled() {
-        let sending = async {
-            let config = pull::Config {
-                durable_name: Some("mail".to_owned()),
-                filter_subject: subject::MAIL_DELIVERIES.to_owned(),
-                ack_wait: Duration::from_secs(600),
-                max_ack_pending: 10_000,
-                ..Default::default()
-            };
-            let consumer = js.create_consumer_on_stream(config, DELIVERIES).await?;
-            loop {
-                mailer.send_batch(&consumer, &tries).await?;
-            }
-        };
-        let failed: Option<anyhow::Result<()>> = shutdown.run_until_cancelled(sending).await;
-        if let Some(Err(e)) = failed {
-            warn!(error = format!("{e:#}"), "e-mail is not sent now; trying again");
+pub(crate) async fn deliver(js: Context, mailer: Mailer, tries: Tries, shutdown: CancellationToken) {
+    let letters = async {
+        while !shutdown.is_cancelled() {
+            let sent = send_letters(&js, &mailer, &shutdown).await;
+            pause_after(sent, &shutdown).await;
         }
-        shutdown.run_until_cancelled(tokio::time::sleep(RETRY)).await;
+    };
+    let digests = async {
+        while !shutdown.is_cancelled() {
+            let sent = send_digests(&js, &mailer, &tries, &shutdown).await;
+            pause_after(sent, &shutdown).await;
+        }
+    };
+    tokio::join!(mailer.say_so(&shutdown), letters, digests);
+}
+
+/// Sending ends at a failure, and at shutdown, but never within an e-mail.
+async fn pause_after(sent: anyhow::Result<()>, shutdown: &CancellationToken) {
+    if let Err(e) = sent {
+        warn!(error = format!("{e:#}"), "e-mail is not sent now; trying again");
     }
+    shutdown.run_until_cancelled(tokio::time::sleep(RETRY)).await;
+}
+
+async fn consumer(js: &Context, name: &str, filter: &str) -> anyhow::Result<PullConsumer> {
+    let config = pull::Config {
+        durable_name: Some(name.to_owned()),
+        filter_subject: filter.to_owned(),
+        ack_wait: ACK_WAIT,
+        // What waits for its next try counts as pending: with a bound, a few people could stop all others.
+        max_ack_pending: -1,
+        ..Default::default()
+    };
+    Ok(js.create_consumer_on_stream(config, DELIVERIES).await?)
+}
+
+/// Takes what waits, at most [`BATCH`] messages.
+async fn take(consumer: &PullConsumer) -> anyhow::Result<Vec<jetstream::Message>> {
+    let mut taken = Vec::new();
+    let mut batch = consumer.fetch().max_messages(BATCH).expires(RETRY).messages().await?;
+    while let Some(message) = batch.next().await {
+        match message {
+            Ok(message) => taken.push(message),
+            Err(e) => {
+                // What was taken before is sent.
+                warn!(error = %e, "a delivery was not received");
+                break;
+            }
+        }
+    }
+    Ok(taken)
+}
+
+async fn send_letters(js: &Context, mailer: &Mailer, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    let consumer = consumer(js, "letter", subject::LETTERS).await?;
+    while !shutdown.is_cancelled() {
+        let letters = futures_util::stream::iter(take(&consumer).await?);
+        letters.for_each_concurrent(AT_ONCE, |message| mailer.send_letter(message, shutdown)).await;
+    }
+    Ok(())
+}
+
+async fn send_digests(
+    js: &Context,
+    mailer: &Mailer,
+    tries: &Tries,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let consumer = consumer(js, "mail", subject::MAIL_DELIVERIES).await?;
+    while !shutdown.is_cancelled() {
+        let mut accounts: HashMap<AccountId, Vec<Waiting>> = HashMap::new();
+        for message in take(&consumer).await? {
+            match serde_json::from_slice(&message.payload) {
+                Ok(Delivery::Mail { account, notification }) => {
+                    accounts.entry(account).or_default().push((notification, message));
+                }
+                _ => drop_unreadable(&message).await,
+            }
+        }
+        let digests = futures_util::stream::iter(accounts);
+        let send = |(account, waiting)| mailer.send_digest(account, waiting, tries, shutdown);
+        digests.for_each_concurrent(AT_ONCE, send).await;
+    }
+    Ok(())
+}
+
+async fn drop_unreadable(message: &jetstream::Message) {
+    warn!(subject = %message.subject, "a delivery cannot be read; it is dropped");
+    finish(message, None).await;
 }
 
 /// Sends e-mail.
 pub(crate) struct Mailer {
     server: AsyncSmtpTransport<Tokio1Executor>,
     letters: Letters,
-    settings: kv::Store,
+    from: String,
+    bucket: kv::Store,
     clock: Arc<dyn Clock>,
     /// When each account got its last e-mail about notifications, if that was less than [`PAUSE`] ago.
-    last: HashMap<AccountId, Timestamp>,
+    last: Mutex<HashMap<AccountId, Timestamp>>,
 }
 
 impl Mailer {
     /// Refuses to send passwords and links over a line that others can read.
     pub(crate) fn new(
         smtp: &Url,
-        letters: Letters,
-        settings: kv::Store,
+        pages: Url,
+        from: String,
+        bucket: kv::Store,
         clock: Arc<dyn Clock>,
     ) -> anyhow::Result<Self> {
         let is_own = matches!(smtp.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"));
@@ -86,67 +167,73 @@ impl Mailer {
         ensure!(has_tls || is_own, "--smtp to another machine is smtps://…, or smtp://…?tls=required");
         let server = AsyncSmtpTransport::<Tokio1Executor>::from_url(smtp.as_str()).context("--smtp cannot be read")?;
         let server = server.timeout(Some(TIMEOUT)).build();
-        Ok(Self { server, letters, settings, clock, last: HashMap::new() })
+        let letters = Letters::new(pages, &from)?;
+        Ok(Self { server, letters, from, bucket, clock, last: Mutex::default() })
     }
 
-    /// Takes what waits, and sends it.
-    async fn send_batch(&mut self, consumer: &PullConsumer, tries: &Tries) -> anyhow::Result<()> {
-        let mut batch = consumer.fetch().max_messages(BATCH).expires(RETRY).messages().await?;
-        let mut accounts: HashMap<AccountId, Vec<Waiting>> = HashMap::new();
-        while let Some(message) = batch.next().await {
-            let message = message.map_err(anyhow::Error::from_boxed)?;
-            match serde_json::from_slice(&message.payload) {
-                Ok(Delivery::Letter(letter)) => self.send_letter(&letter, &message).await,
-                Ok(Delivery::Mail { account, notification }) => {
-                    accounts.entry(account).or_default().push((notification, message));
-                }
-                Ok(Delivery::Webhook { .. }) | Err(_) => {
-                    warn!("a delivery cannot be read; it is dropped");
-                    finish(&message, None).await;
-                }
+    /// Tells the web server that e-mail is sent, again and again: nobody says that it no longer is.
+    async fn say_so(&self, shutdown: &CancellationToken) {
+        while !shutdown.is_cancelled() {
+            let service = MailService { from: self.from.clone(), at: self.clock.now() };
+            let bytes = serde_json::to_vec(&service).unwrap_or_default();
+            if let Err(e) = self.bucket.put("mail", bytes.into()).await {
+                warn!(error = %Chain(&e), "the web server does not know that e-mail is sent");
             }
+            shutdown.run_until_cancelled(tokio::time::sleep(SAY_EVERY)).await;
         }
-        let now = self.clock.now();
-        self.last.retain(|_, last| now.since(*last) < PAUSE);
-        for (account, waiting) in accounts {
-            self.send_digest(account, waiting, tries).await?;
-        }
-        Ok(())
     }
 
-    async fn send_letter(&self, letter: &Letter, message: &jetstream::Message) {
+    async fn send_letter(&self, message: jetstream::Message, shutdown: &CancellationToken) {
+        if shutdown.is_cancelled() {
+            return finish(&message, Some(Millis(0))).await;
+        }
+        let Ok(Delivery::Letter(letter)) = serde_json::from_slice(&message.payload) else {
+            return drop_unreadable(&message).await;
+        };
+        let now = self.clock.now();
+        if now > letter.expires {
+            return finish(&message, None).await;
+        }
         let written = self.letters.asked_for(&letter.to, &letter.about);
-        let failure = self.send(written).await.err();
-        if let Some(failure) = &failure {
-            warn!(why = failure.text(), "an e-mail was not sent");
-        }
-        let pause = failure.and_then(|failure| failure.pause(published(message, self.clock.now()), self.clock.now()));
-        finish(message, pause).await;
+        let pause = match self.send(written).await {
+            Ok(()) => None,
+            Err(failure) => failure.pause(published(&message, now), now),
+        };
+        finish(&message, pause).await;
     }
 
-    async fn send_digest(&mut self, account: AccountId, waiting: Vec<Waiting>, tries: &Tries) -> anyhow::Result<()> {
-        let now = self.clock.now();
-        if let Some(last) = self.last.get(&account) {
-            let rest = Millis(PAUSE.0.saturating_sub(now.since(*last).0));
+    async fn send_digest(
+        &self,
+        account: AccountId,
+        waiting: Vec<Waiting>,
+        tries: &Tries,
+        shutdown: &CancellationToken,
+    ) {
+        let (now, settings) = (self.clock.now(), read_settings(&self.bucket, account).await);
+        let pause = if shutdown.is_cancelled() { Some(Millis(0)) } else { self.rest(account, now) };
+        let (Ok(settings), None) = (&settings, pause) else {
             for (_, message) in waiting {
-                finish(&message, Some(rest)).await;
+                finish(&message, Some(pause.unwrap_or(LATER))).await;
             }
-            return Ok(());
-        }
-        let settings = read_settings(&self.settings, account).await?;
+            return;
+        };
         let (wanted, unwanted): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|(notification, _)| settings.mails(notification.kind));
         for (_, message) in unwanted {
             finish(&message, None).await;
         }
-        let Some(address) = settings.address.filter(|_| !wanted.is_empty()) else { return Ok(()) };
+        let Some(address) = settings.address.as_ref().filter(|_| !wanted.is_empty()) else { return };
         let (notifications, messages): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
-        let failure = self.send(self.letters.digest(&address, &notifications)).await.err();
+        let failure = self.send(self.letters.digest(address, &notifications)).await.err();
         if failure.is_none() {
-            self.last.insert(account, now);
+            self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(account, now);
         }
-        for (notification, message) in notifications.iter().zip(messages) {
-            let pause = failure.as_ref().and_then(|failure| failure.pause(published(&message, now), now));
+        let pause = |message| failure.as_ref().and_then(|failure| failure.pause(published(message, now), now));
+        let pauses: Vec<_> = messages.iter().map(pause).collect();
+        for (message, pause) in messages.iter().zip(&pauses) {
+            finish(message, *pause).await;
+        }
+        for (notification, pause) in notifications.iter().zip(pauses) {
             let made = DeliveryTry {
                 id: format!("{}-{}", notification.seq.unwrap_or_default(), notification.kind),
                 kind: notification.kind,
@@ -156,25 +243,31 @@ impl Mailer {
                 next: pause.map(|pause| now.plus(pause)),
             };
             tries.record(account, &made).await;
-            finish(&message, pause).await;
         }
-        Ok(())
+    }
+
+    /// The time until the account gets its next e-mail; `None` if it gets one now.
+    fn rest(&self, account: AccountId, now: Timestamp) -> Option<Millis> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.retain(|_, at| now.since(*at) < PAUSE);
+        last.get(&account).map(|at| Millis(PAUSE.0.saturating_sub(now.since(*at).0)))
     }
 
     async fn send(&self, written: anyhow::Result<Message>) -> Result<(), Failure> {
         let message = written.map_err(|e| Failure::Final(format!("{e:#}")))?;
-        let explain = |e: &smtp::Error| match e.status() {
-            Some(code) => format!("the mail server answered {code}"),
-            None => "the mail server does not answer".to_owned(),
-        };
-        match self.server.send(message).await {
-            Ok(_) => Ok(()),
-            Err(e) => {
-                warn!(error = %Chain(&e), "the mail server did not take an e-mail");
-                let text = explain(&e);
-                Err(if e.is_permanent() { Failure::Final(text) } else { Failure::Passing(text) })
-            }
-        }
+        let Err(e) = self.server.send(message).await else { return Ok(()) };
+        warn!(error = %Chain(&e), "the mail server did not take an e-mail");
+        Err(failure(&e))
+    }
+}
+
+/// Whether an e-mail may be taken later. Only the answers 550 to 554 are about the e-mail or its recipient; others, such
+/// as a refused password, are about the server or its settings, which the operator can mend.
+fn failure(error: &smtp::Error) -> Failure {
+    match error.status().map(u16::from) {
+        Some(code @ 550..=554) => Failure::Final(format!("the mail server answered {code}")),
+        Some(code) => Failure::Passing(format!("the mail server answered {code}")),
+        None => Failure::Passing("the mail server does not answer".to_owned()),
     }
 }
 

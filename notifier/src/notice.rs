@@ -8,10 +8,13 @@ use gpubnb_events::{
 };
 use gpubnb_query::{QueryClient, view::JobState};
 use serde_json::{Value, json};
+use tracing::warn;
 
 /// The kinds that the end of a job makes.
 const JOB_KINDS: [NotificationKind; 3] =
     [NotificationKind::JobCompleted, NotificationKind::JobFailed, NotificationKind::JobCancelled];
+/// Most failed checks that a notification names.
+const MAX_CHECKS: usize = 10;
 /// Most characters of a name in a sentence.
 const MAX_NAME: usize = 80;
 
@@ -32,7 +35,12 @@ impl Notices {
             Event::Settled(e) => {
                 let ended = self.job_ended(e.consumer, e.job, seq, at).await?;
                 let low = self.balance(e.consumer, seq, at).await?;
-                return Ok([ended, low].into_iter().flatten().flat_map(deliveries).collect());
+                // Earnings may end a low balance.
+                let earned = match e.provider.filter(|provider| *provider != e.consumer) {
+                    Some(provider) => self.balance(provider, seq, at).await?,
+                    None => None,
+                };
+                return Ok([ended, low, earned].into_iter().flatten().flat_map(deliveries).collect());
             }
             Event::JobSubmitted(e) => self.balance(e.account, seq, at).await?,
             Event::FundsDeposited(e) => self.balance(e.account, seq, at).await?,
@@ -121,7 +129,7 @@ impl Notices {
         let Some(first) = failed.first() else { return Ok(None) };
         let listed = self.queries.machine(Actor::Platform, machine, seq).await?.listed;
         let title = format!("Machine {} failed its self-test: {}.", name(&listed.offer.name), name(&first.id));
-        let checks: Vec<_> = failed.iter().map(|check| check.id.as_str()).collect();
+        let checks: Vec<_> = failed.iter().take(MAX_CHECKS).map(|check| name(&check.id)).collect();
         let data = json!({ "machine": machine, "name": listed.offer.name, "checks": checks });
         let path = format!("/machines/{machine}");
         self.wanted(listed.owner, NotificationKind::SelfTestFailed, (seq, at), title, path, data).await
@@ -146,8 +154,14 @@ impl Notices {
 
 /// What an account wants to be told.
 pub(crate) async fn read_settings(bucket: &kv::Store, account: AccountId) -> anyhow::Result<NotificationSettings> {
-    let stored = bucket.get(format!("account.{account}")).await?;
-    Ok(stored.map(|bytes| serde_json::from_slice(&bytes)).transpose()?.unwrap_or_default())
+    let Some(bytes) = bucket.get(format!("account.{account}")).await? else {
+        return Ok(NotificationSettings::default());
+    };
+    Ok(serde_json::from_slice(&bytes).unwrap_or_else(|e| {
+        // The notifications of all others must not wait for a row that cannot be read.
+        warn!(%account, error = %e, "what an account wants to be told cannot be read");
+        NotificationSettings::default()
+    }))
 }
 
 /// A notification that its account wants.
@@ -210,7 +224,7 @@ mod tests {
     fn webhook(kinds: &[NotificationKind]) -> Webhook {
         let kinds: BTreeSet<_> = kinds.iter().copied().collect();
         let (id, created_at) = (CommandId::generate(), Timestamp::from_millis(0));
-        Webhook { id, url: String::new(), secret: String::new(), kinds, created_at }
+        Webhook { id, url: String::new(), secret: String::new(), kinds, created_at, tested_at: None }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use gpubnb_dialer::{AllowedHost, Dialer};
-use gpubnb_events::{SystemClock, notification::MailService, subject::NOTIFIER_INBOX};
+use gpubnb_events::{SystemClock, subject::NOTIFIER_INBOX};
 use gpubnb_log::{Log, stream::NOTIFICATIONS};
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
@@ -17,7 +17,6 @@ use tracing::info;
 
 use crate::{
     config::RunArgs,
-    letter::Letters,
     mail::{self, Mailer},
     notice::Notices,
     tries::Tries,
@@ -52,10 +51,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.spawn(webhook::deliver(js.clone(), Arc::new(sender), tries.clone(), shutdown.clone()));
 
     if let Some((smtp, from)) = args.smtp.as_ref().zip(args.mail_from) {
-        let letters = Letters::new(args.url.clone(), &from)?;
-        let mailer = Mailer::new(smtp, letters, settings.clone(), clock)?;
-        let service = serde_json::to_vec(&MailService { from })?;
-        settings.put("mail", service.into()).await.context("the broker is away")?;
+        let mailer = Mailer::new(smtp, args.url.clone(), from, settings, clock)?;
         tasks.spawn(mail::deliver(js, mailer, tries, shutdown.clone()));
     }
     ready.set();

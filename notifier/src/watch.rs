@@ -1,15 +1,19 @@
 //! Reads the log, and puts what is to be told into DELIVERIES.
 //!
-//! The position in the log is an entry of the bucket NOTIFICATIONS. It is written after a batch of events, on condition
-//! that no other notifier has written it. A crash before that makes the same deliveries again, under the same ids, and
-//! DELIVERIES drops the second ones.
+//! The position in the log is an entry of the bucket NOTIFICATIONS. It is written after each event that made deliveries,
+//! and after each batch, on condition that no other notifier has written it. A crash before that makes the same
+//! deliveries again, under the same ids, and DELIVERIES drops the second ones.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::{
     HeaderMap,
-    jetstream::{Context, kv},
+    jetstream::{
+        Context,
+        context::{PublishError, PublishErrorKind},
+        kv,
+    },
 };
 use gpubnb_events::{Clock, Millis, Recorded, Seq, message::header, notification::Delivery, subject};
 use gpubnb_log::Log;
@@ -73,30 +77,38 @@ impl Watch {
             let batch = follower.next_batch().await;
             let Some(last) = batch.last().map(|recorded| recorded.seq) else { continue };
             for recorded in &batch {
-                self.tell(recorded).await?;
+                // Fails if another notifier has read on: this one then begins at the other's position.
+                if self.tell(recorded).await? || recorded.seq == last {
+                    revision = self.bucket.update(POSITION, recorded.seq.0.to_string().into(), revision).await?;
+                }
             }
-            // Fails if another notifier has read on: this one then begins at the other's position.
-            revision = self.bucket.update(POSITION, last.0.to_string().into(), revision).await?;
         }
     }
 
-    async fn tell(&self, recorded: &Recorded) -> anyhow::Result<()> {
-        let Some(event) = recorded.event() else { return Ok(()) };
+    /// Puts what is to be told about an event into DELIVERIES. Returns true if there was anything.
+    async fn tell(&self, recorded: &Recorded) -> anyhow::Result<bool> {
+        let Some(event) = recorded.event() else { return Ok(false) };
         if self.clock.now().since(recorded.at) > TOO_OLD {
-            return Ok(());
+            return Ok(false);
         }
         let made = match self.notices.about(event, recorded.seq, recorded.at).await {
             Err(e) if matches!(e.downcast_ref(), Some(RpcError::Refused(_))) => {
                 // A row that the projector does not have, now or later: the other events must not wait for it.
                 warn!(seq = %recorded.seq, error = format!("{e:#}"), "an event is not told");
-                return Ok(());
+                return Ok(false);
             }
             made => made?,
         };
-        for delivery in made {
-            self.put(recorded.seq, &delivery).await?;
+        for delivery in &made {
+            match self.put(recorded.seq, delivery).await {
+                Err(e) if is_refused(&e) => {
+                    // Too many wait for this receiver. Others must not wait for it.
+                    warn!(seq = %recorded.seq, error = format!("{e:#}"), "a delivery is dropped");
+                }
+                put => put?,
+            }
         }
-        Ok(())
+        Ok(!made.is_empty())
     }
 
     async fn put(&self, seq: Seq, delivery: &Delivery) -> anyhow::Result<()> {
@@ -111,4 +123,10 @@ impl Watch {
         self.js.publish_with_headers(subject::delivery(delivery), headers, body.into()).await?.await?;
         Ok(())
     }
+}
+
+/// True if the broker refused a message, and would refuse it again.
+fn is_refused(error: &anyhow::Error) -> bool {
+    use PublishErrorKind::{MaxPayloadExceeded, Other};
+    error.downcast_ref::<PublishError>().is_some_and(|e| matches!(e.kind(), Other | MaxPayloadExceeded))
 }

@@ -10,8 +10,8 @@ use data_encoding::BASE64;
 use futures_util::StreamExt;
 use gpubnb_dialer::{DialError, Dialer};
 use gpubnb_events::{
-    AccountId, Clock, Timestamp,
-    notification::{Delivery, DeliveryTry, Notification, WEBHOOK_SECRET_PREFIX},
+    AccountId, Clock, Millis, Timestamp,
+    notification::{Delivery, DeliveryTry, Notification, WEBHOOK_SECRET_PREFIX, Webhook},
     subject,
 };
 use gpubnb_log::stream::DELIVERIES;
@@ -32,7 +32,11 @@ use crate::{
 /// Longest time for a request and its answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests at once; of one account.
-const IN_FLIGHT: (usize, usize) = (64, 4);
+const IN_FLIGHT: (usize, usize) = (256, 4);
+/// Names that are resolved at once for one account.
+const LOOKUPS: usize = 2;
+/// An account without a request for this time is forgotten. Each lookup has ended by then.
+const FORGET: Millis = Millis(180_000);
 /// Pause after a failure of the broker.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -43,8 +47,9 @@ pub(crate) async fn deliver(js: Context, sender: Arc<Sender>, tries: Tries, shut
             let config = pull::Config {
                 durable_name: Some("webhook".to_owned()),
                 filter_subject: subject::WEBHOOK_DELIVERIES.to_owned(),
-                ack_wait: 4 * TIMEOUT,
-                max_ack_pending: 1_000,
+                ack_wait: 12 * TIMEOUT,
+                // What waits for its next try counts as pending: with a bound, one account could stop all others.
+                max_ack_pending: -1,
                 ..Default::default()
             };
             let consumer = js.create_consumer_on_stream(config, DELIVERIES).await?;
@@ -75,8 +80,14 @@ pub(crate) struct Sender {
     /// The address of the pages.
     pages: Url,
     clock: Arc<dyn Clock>,
-    /// The permits of each account that has requests in flight.
-    accounts: Mutex<HashMap<AccountId, Arc<Semaphore>>>,
+    accounts: Mutex<HashMap<AccountId, Bounds>>,
+}
+
+/// The bounds of one account.
+struct Bounds {
+    requests: Arc<Semaphore>,
+    dialer: Dialer,
+    used_at: Timestamp,
 }
 
 impl Sender {
@@ -98,7 +109,7 @@ impl Sender {
             return finish(message, None).await;
         };
         let now = self.clock.now();
-        let Some(_permit) = self.permit(account).await else {
+        let Some((_permit, dialer)) = self.permit(account, now).await else {
             let busy = Failure::Passing(String::new());
             return finish(message, busy.pause(now, now)).await;
         };
@@ -113,7 +124,7 @@ impl Sender {
             // It was removed meanwhile.
             return finish(message, None).await;
         };
-        let sent = self.send(&known.url, &known.secret, &id, &notification).await;
+        let sent = self.send(&dialer, &known, &id, &notification).await;
         let failure = sent.err();
         let since = message.info().map_or(now, |info| Timestamp::from_nanos(info.published.unix_timestamp_nanos()));
         let now = self.clock.now();
@@ -126,19 +137,31 @@ impl Sender {
             failure: failure.map(|failure| failure.text().to_owned()),
             next: pause.map(|pause| now.plus(pause)),
         };
-        tries.record(account, &made).await;
         finish(message, pause).await;
+        tries.record(account, &made).await;
     }
 
     /// The right to send one request for an account. `None` if it has as many in flight as it may.
-    async fn permit(&self, account: AccountId) -> Option<OwnedSemaphorePermit> {
+    async fn permit(&self, account: AccountId, now: Timestamp) -> Option<(OwnedSemaphorePermit, Dialer)> {
         let mut accounts = self.accounts.lock().await;
-        accounts.retain(|_, permits| permits.available_permits() < IN_FLIGHT.1);
-        let permits = accounts.entry(account).or_insert_with(|| Arc::new(Semaphore::new(IN_FLIGHT.1)));
-        Arc::clone(permits).try_acquire_owned().ok()
+        accounts.retain(|_, bounds| now.since(bounds.used_at) < FORGET);
+        let bounds = accounts.entry(account).or_insert_with(|| Bounds {
+            requests: Arc::new(Semaphore::new(IN_FLIGHT.1)),
+            dialer: self.dialer.with_own_lookups(LOOKUPS),
+            used_at: now,
+        });
+        bounds.used_at = now;
+        let permit = Arc::clone(&bounds.requests).try_acquire_owned().ok()?;
+        Some((permit, bounds.dialer.clone()))
     }
 
-    async fn send(&self, url: &str, secret: &str, id: &str, notification: &Notification) -> Result<(), Failure> {
+    async fn send(
+        &self,
+        dialer: &Dialer,
+        Webhook { url, secret, .. }: &Webhook,
+        id: &str,
+        notification: &Notification,
+    ) -> Result<(), Failure> {
         let gone = |text: &str| Failure::Final(text.to_owned());
         let url: Url = url.parse().map_err(|_| gone("the address cannot be read"))?;
         let place = format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(0));
@@ -148,7 +171,7 @@ impl Sender {
         let body = body(&url, &self.pages, notification).to_string();
         let seconds = self.clock.now().millis() / 1_000;
         let signature = sign(secret, id, seconds, &body).ok_or_else(|| gone("the secret cannot be read"))?;
-        let request = self.dialer.post(url, TIMEOUT).await.map_err(|e| match e {
+        let request = dialer.post(url, TIMEOUT).await.map_err(|e| match e {
             DialError::NotPublic(_) | DialError::Unresolved { .. } => {
                 Failure::Passing("the host has no public address".to_owned())
             }

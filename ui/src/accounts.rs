@@ -14,6 +14,7 @@ use crate::{
     access::{Client, KNOWN_COOKIE, LinkKind, SignUp, SignedIn, Source, login_of, network_of},
     app::App,
     error::Problem,
+    state::notifications::DAY,
 };
 
 /// Creates a user and opens an account. If the e-mail address is taken, nothing happens, and the result is the same.
@@ -38,12 +39,13 @@ pub(crate) async fn sign_up(app: &App, new: &SignUp) -> Result<(), Problem> {
 
 /// Sends a link that confirms the e-mail address of an account, unless one was sent a moment ago.
 pub(crate) async fn send_confirmation(app: &App, account: AccountId) -> Result<(), Problem> {
-    if app.notifications.mail_service().await?.is_none() {
+    let (now, to) = (app.now(), app.users.email(account).await?);
+    if app.notifications.mail_service(now).await?.is_none() {
         return Ok(());
     }
-    if let Some(secret) = app.links.make(LinkKind::Confirm, account, app.now()).await? {
-        let to = app.users.email(account).await?;
-        app.notifications.send_letter(to, LetterAbout::ConfirmAddress { secret }).await?;
+    if let Some(secret) = app.links.make(LinkKind::Confirm, account, &to, now).await? {
+        let about = LetterAbout::ConfirmAddress { secret };
+        app.notifications.send_letter(to, about, now, LinkKind::Confirm.life()).await?;
     }
     Ok(())
 }
@@ -51,11 +53,13 @@ pub(crate) async fn send_confirmation(app: &App, account: AccountId) -> Result<(
 /// Tells the owner of an address that somebody signed up with it once more. Only an address that was confirmed gets
 /// this e-mail: others may be foreign.
 async fn tell_owner(app: &App, email: String) -> Result<(), Problem> {
+    let now = app.now();
     let Some(account) = app.users.account_of(&email).await? else { return Ok(()) };
-    match app.notifications.settings(account).await?.address {
-        Some(address) => app.notifications.send_letter(address, LetterAbout::AddressHasAccount).await,
-        None => Ok(()),
+    let Some(address) = app.notifications.settings(account).await?.address else { return Ok(()) };
+    if app.links.may_mail(&address, now).await? {
+        app.notifications.send_letter(address, LetterAbout::AddressHasAccount, now, DAY).await?;
     }
+    Ok(())
 }
 
 /// Opens the account of a user. Opening it again changes nothing.

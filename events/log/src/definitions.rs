@@ -89,12 +89,16 @@ pub(crate) fn deliveries(options: &StreamOptions) -> Config {
         subjects: vec![subject::DELIVERIES.to_owned()],
         retention: RetentionPolicy::WorkQueue,
         storage: StorageType::File,
+        // A full subject takes no more, instead of dropping what waits. One account's deliveries take no room of others.
+        discard: DiscardPolicy::New,
+        discard_new_per_subject: true,
+        max_messages_per_subject: 200,
+        max_message_size: 8 * 1024,
+        max_bytes: 1_024 * MIB,
         // A delivery that could not be made for so long is of no use any more.
         max_age: 3 * DAY,
-        // One account's deliveries may not take the room of others.
-        max_messages_per_subject: 1_000,
-        max_message_size: 64 * 1024,
-        max_bytes: 512 * MIB,
+        // After a crash the notifier makes some deliveries again.
+        duplicate_window: HOUR,
         max_consumers: 10,
         num_replicas: options.replicas,
         ..Config::default()

@@ -5,19 +5,19 @@
 //! sends an answer only into an inbox of the [`Requester`] that the endpoint serves, and the broker lets the services'
 //! answering connection publish to inboxes only.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_nats::{
     Client, HeaderMap, RequestErrorKind,
     service::{self, Service, ServiceExt},
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt as _, StreamExt};
 use gpubnb_events::{Actor, Chain, Refusal, RefusalKind, message::header, subject};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::{
     metric,
@@ -276,12 +276,20 @@ where
         while let Some(Admitted { incoming, request }) = next {
             let actor = incoming.actor;
             let began = std::time::Instant::now();
-            let answer = trace::in_context(incoming.trace.clone(), (self.handler)(incoming)).await;
+            let handled = trace::in_context(incoming.trace.clone(), (self.handler)(incoming));
+            // Without this, a panic would keep the machine's turn for ever.
+            let answer = AssertUnwindSafe(handled).catch_unwind().await.unwrap_or_else(|_| {
+                error!(endpoint = self.name, "a request ended with a panic");
+                Err(RpcError::Unavailable("the request ended with an internal error".to_owned()))
+            });
             count_answer(self.name.clone(), &answer, began.elapsed());
             respond(&request, &answer).await;
             drop(permit);
             let Actor::Machine(machine) = actor else { return };
             next = self.turns.next(machine);
+            if next.is_none() {
+                return;
+            }
             let Ok(another) = Arc::clone(&self.permits).acquire_owned().await else { return };
             permit = another;
         }

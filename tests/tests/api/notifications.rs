@@ -70,6 +70,19 @@ async fn send_form(person: &ApiClient, path: &str, fields: &[(&str, &str)]) -> S
     place.unwrap_or(answer.text().await.unwrap())
 }
 
+/// Fills in the form of a page as a browser does: with the page's own hidden fields, and no other.
+async fn fill_in(person: &ApiClient, path: &str, fields: &[(&str, &str)]) -> String {
+    let text = page(person, path).await;
+    let form = text.split("<main").nth(1).unwrap().split("<form").nth(1).unwrap().split("</form>").next().unwrap();
+    let csrf = form.split("name=\"csrf\" value=\"").nth(1).map(|rest| rest.split('"').next().unwrap());
+    let fields: Vec<_> = fields.iter().copied().chain(csrf.map(|csrf| ("csrf", csrf))).collect();
+    let answer = person.browser_session().build_request(Method::POST, path).form(&fields).send().await.unwrap();
+    let status = answer.status();
+    assert!(status.is_success() || status.is_redirection(), "{path}: {status}");
+    let place = answer.headers().get("location").map(|place| place.to_str().unwrap().to_owned());
+    place.unwrap_or(answer.text().await.unwrap())
+}
+
 async fn page(person: &ApiClient, path: &str) -> String {
     person.browser_session().build_request(Method::GET, path).send().await.unwrap().text().await.unwrap()
 }
@@ -202,7 +215,7 @@ async fn an_address_is_confirmed_told_and_gets_a_link_for_a_forgotten_password()
     // Opening the link alone confirms nothing: programs that check e-mail open links.
     page(&person, &confirm).await;
     assert!(page(&person, "/account/notifications").await.contains("Nothing is sent before you confirm"));
-    send_form(&person, &confirm, &[]).await;
+    fill_in(&person, &confirm, &[]).await;
     let job = cancel_a_job(&person).await;
     let told = wait_for_mail(&directory, &person.email, "Job ").await;
     assert!(told.contains(&format!("https://market.example/jobs/{job}")), "{told}");
@@ -210,14 +223,14 @@ async fn an_address_is_confirmed_told_and_gets_a_link_for_a_forgotten_password()
 
     // The answer is the same for an address with an account and for another.
     let stranger = person.stranger();
-    let known = send_form(&stranger, "/forgot", &[("email", &person.email)]).await;
-    let unknown = send_form(&stranger, "/forgot", &[("email", "nobody@host.example")]).await;
+    let known = fill_in(&stranger, "/forgot", &[("email", &person.email)]).await;
+    let unknown = fill_in(&stranger, "/forgot", &[("email", "nobody@host.example")]).await;
     assert_eq!(known, unknown);
     let mail = wait_for_mail(&directory, &person.email, "Choose a new password").await;
     let reset = link(&mail, "/reset/");
     let old = person.clone();
     person.password = "another long phrase".to_owned();
-    assert_eq!(send_form(&stranger, &reset, &[("password", &person.password)]).await, "/sign-in?reset=1");
+    assert_eq!(fill_in(&stranger, &reset, &[("password", &person.password)]).await, "/sign-in?reset=1");
     assert!(!mails(&directory).iter().any(|mail| mail.contains("nobody@host.example")));
     // The old session and the old password have ended, and the link works once.
     let wallet = old.browser_session().build_request(Method::GET, "/wallet").send().await.unwrap();

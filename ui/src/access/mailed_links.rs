@@ -1,6 +1,7 @@
 //! Secret links that are sent by e-mail: to choose a new password, and to confirm an e-mail address.
 //!
-//! Each account has at most one link of each kind, in the bucket CREDENTIALS. A newer link replaces the older one.
+//! Each account has at most [`MAX_LINKS`] links of each kind, in the bucket CREDENTIALS, so that a stranger who asks for
+//! another link does not end the first one. An address gets a bounded number of e-mails.
 
 use gpubnb_events::{AccountId, Millis, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -9,11 +10,14 @@ use subtle::ConstantTimeEq as _;
 use super::{
     kv_cache::KvCache,
     secret::{digest, is_secret, new_secret},
+    users::login_of,
 };
 use crate::error::Problem;
 
-/// A person who asks again within this time gets no second e-mail.
-const PAUSE: Millis = Millis(60_000);
+/// Most links of one kind that an account has.
+const MAX_LINKS: usize = 3;
+/// Most e-mails with links to one address in an hour, and in a day.
+const MAX_MAILS: [(usize, Millis); 2] = [(3, Millis(3_600_000)), (6, Millis(24 * 3_600_000))];
 
 /// The kind of a link.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +36,8 @@ impl LinkKind {
         }
     }
 
-    const fn life(self) -> Millis {
+    /// The time for which a link works.
+    pub(crate) const fn life(self) -> Millis {
         match self {
             Self::Reset => Millis(3_600_000),
             Self::Confirm => Millis(24 * 3_600_000),
@@ -43,7 +48,7 @@ impl LinkKind {
 /// A link as stored in the bucket.
 #[derive(Serialize, Deserialize)]
 struct Link {
-    /// The hash of the secret; empty after the link was used.
+    /// The hash of the secret.
     digest: String,
     made_at: Timestamp,
 }
@@ -59,45 +64,70 @@ impl MailedLinks {
         Self { rows }
     }
 
-    /// Makes a link, and returns the secret part of its address. `None` if one was made a moment ago.
+    /// Makes a link, and returns the secret part of its address. `None` if the e-mail address has got too many e-mails.
     pub(crate) async fn make(
         &self,
         kind: LinkKind,
         account: AccountId,
+        email: &str,
         now: Timestamp,
     ) -> Result<Option<String>, Problem> {
+        if !self.may_mail(email, now).await? {
+            return Ok(None);
+        }
         let (secret, key) = (new_secret(), key(kind, account));
-        let made = self.rows.change(&key, |link: &mut Option<Link>| {
-            if link.as_ref().is_some_and(|link| now.since(link.made_at) < PAUSE) {
-                return Ok(false);
+        let change = |links: &mut Option<Vec<Link>>| {
+            let links = links.get_or_insert_default();
+            links.retain(|link| now.since(link.made_at) <= kind.life());
+            if links.len() == MAX_LINKS {
+                links.remove(0);
             }
-            *link = Some(Link { digest: digest(&secret), made_at: now });
-            Ok(true)
-        });
-        Ok(made.await?.then(|| format!("{account}.{secret}")))
+            links.push(Link { digest: digest(&secret), made_at: now });
+            Ok(())
+        };
+        self.rows.change(&key, change).await?;
+        Ok(Some(format!("{account}.{secret}")))
+    }
+
+    /// True if one more e-mail may go to an address, which is then counted.
+    pub(crate) async fn may_mail(&self, email: &str, now: Timestamp) -> Result<bool, Problem> {
+        let key = format!("mailed.{}", login_of(email));
+        let change = |times: &mut Option<Vec<Timestamp>>| Ok(count_mail(times.get_or_insert_default(), now));
+        self.rows.change(&key, change).await
     }
 
     /// The account of a link that can be used now.
     pub(crate) async fn check(&self, kind: LinkKind, text: &str, now: Timestamp) -> Result<AccountId, Problem> {
         let (account, secret) = read(text)?;
-        let link: Option<Link> = self.rows.get(&key(kind, account)).await?;
-        link.filter(|link| is_valid(link, kind, secret, now)).map(|_| account).ok_or_else(ended)
+        let links: Option<Vec<Link>> = self.rows.get(&key(kind, account)).await?;
+        let is_known = links.is_some_and(|links| links.iter().any(|link| is_valid(link, kind, secret, now)));
+        if is_known { Ok(account) } else { Err(ended()) }
     }
 
-    /// Uses a link, which works once.
+    /// Uses a link, which works once. The account's other links of this kind end, too.
     pub(crate) async fn take(&self, kind: LinkKind, text: &str, now: Timestamp) -> Result<AccountId, Problem> {
         let (account, secret) = read(text)?;
-        self.rows
-            .change(&key(kind, account), |link: &mut Option<Link>| match link {
-                Some(link) if is_valid(link, kind, secret, now) => {
-                    link.digest.clear();
-                    Ok(())
-                }
-                _ => Err(ended()),
-            })
-            .await?;
+        let change = |links: &mut Option<Vec<Link>>| match links {
+            Some(links) if links.iter().any(|link| is_valid(link, kind, secret, now)) => {
+                links.clear();
+                Ok(())
+            }
+            _ => Err(ended()),
+        };
+        self.rows.change(&key(kind, account), change).await?;
         Ok(account)
     }
+}
+
+/// Counts an e-mail, if the address may get one more.
+fn count_mail(times: &mut Vec<Timestamp>, now: Timestamp) -> bool {
+    let within = |times: &[Timestamp], span: Millis| times.iter().filter(|at| now.since(**at) < span).count();
+    if MAX_MAILS.iter().any(|(most, span)| within(times, *span) >= *most) {
+        return false;
+    }
+    times.retain(|at| MAX_MAILS.iter().any(|(_, span)| now.since(*at) < *span));
+    times.push(now);
+    true
 }
 
 fn key(kind: LinkKind, account: AccountId) -> String {
@@ -115,7 +145,7 @@ fn is_valid(link: &Link, kind: LinkKind, secret: &str, now: Timestamp) -> bool {
 }
 
 fn ended() -> Problem {
-    let detail = "This link has run out, was used, or was replaced by a newer one. Ask for another.";
+    let detail = "This link has run out, was used, or was followed by others. Ask for another.";
     Problem::new(axum::http::StatusCode::NOT_FOUND, "BadLink", detail)
 }
 
@@ -132,8 +162,15 @@ mod tests {
         assert!(!is_valid(&link, LinkKind::Reset, &secret, at(61)));
         assert!(is_valid(&link, LinkKind::Confirm, &secret, at(61)));
         assert!(!is_valid(&link, LinkKind::Reset, &new_secret(), at(1)));
-        let used = Link { digest: String::new(), made_at };
-        assert!(!is_valid(&used, LinkKind::Reset, "", at(1)));
+    }
+
+    #[test]
+    fn an_address_gets_few_e_mails() {
+        let mut times = Vec::new();
+        let mut sent = |minute: i64| count_mail(&mut times, Timestamp::from_millis(minute * 60_000));
+        assert_eq!([0, 1, 2, 3, 59].map(&mut sent), [true, true, true, false, false]);
+        assert_eq!([61, 62, 63, 64].map(&mut sent), [true, true, true, false]);
+        assert_eq!([130, 24 * 60 + 3].map(&mut sent), [false, true]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Users: their e-mail addresses, passwords, tokens and operator rights.
 //!
 //! Each user has two rows in the bucket CREDENTIALS: `login.<hash of the e-mail address>` holds the account's id, and
-//! `account.<account>` holds the user. (`reset.…` and `confirm.…` are links: `mailed_links.rs`.) Passwords and tokens
+//! `account.<account>` holds the user. (`reset.…`, `confirm.…` and `mailed.…`: `mailed_links.rs`.) Passwords and tokens
 //! are stored as hashes.
 
 use gpubnb_events::{AccountId, CommandId, Timestamp};

@@ -6,7 +6,7 @@ use axum::{
     http::StatusCode,
     response::{Html, IntoResponse, Redirect, Response},
 };
-use gpubnb_events::{CommandId, Millis, Timestamp, notification::LetterAbout};
+use gpubnb_events::{CommandId, Millis, Timestamp};
 use serde::Deserialize;
 
 use super::{Layout, render_page};
@@ -149,7 +149,7 @@ pub(crate) async fn change_password(
     app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
     // An address that nobody confirmed may be foreign.
     if let Some(address) = app.notifications.settings(signed_in.account).await?.address {
-        app.notifications.send_letter_later(address, LetterAbout::PasswordChanged);
+        app.notifications.tell_of_new_password(address, app.now());
     }
     Ok(Redirect::to("/account?done=password").into_response())
 }

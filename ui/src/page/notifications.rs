@@ -9,7 +9,7 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    CommandId, MicroUsd, Timestamp,
+    CommandId, MicroUsd, Millis, Timestamp,
     notification::{
         Delivery, DeliveryTry, MAX_WEBHOOK_URL, MAX_WEBHOOKS, Notification, NotificationKind, NotificationSettings,
         Webhook,
@@ -28,6 +28,8 @@ use crate::{
     input,
 };
 
+/// The time between two tests of a webhook.
+const TEST_PAUSE: Millis = Millis(10_000);
 /// A limit of the balance may not be higher.
 const MAX_LOW_BALANCE: MicroUsd = MicroUsd(1_000_000_000_000);
 
@@ -98,7 +100,7 @@ async fn render(
     let page = NotificationsPage {
         layout: Layout::new("Notifications", "account", signed_in.viewer),
         email: app.users.email(signed_in.account).await?,
-        has_mail: app.notifications.mail_service().await?.is_some(),
+        has_mail: app.notifications.mail_service(app.now()).await?.is_some(),
         settings: app.notifications.settings(signed_in.account).await?,
         kinds: NotificationKind::choices().collect(),
         tries: app.notifications.tries(signed_in.account).await?,
@@ -189,7 +191,7 @@ pub(crate) async fn add_webhook(
             return Err(Problem::invalid("kind", "Choose at least one kind of notification."));
         }
         let (id, secret, created_at) = (CommandId::generate(), new_webhook_secret(), app.now());
-        let webhook = Webhook { id, url, secret: secret.clone(), kinds, created_at };
+        let webhook = Webhook { id, url, secret: secret.clone(), kinds, created_at, tested_at: None };
         app.notifications
             .change(signed_in.account, |settings| {
                 if settings.webhooks.len() >= MAX_WEBHOOKS {
@@ -256,15 +258,22 @@ pub(crate) async fn test_webhook(
     signed_in: SignedIn,
     Path(webhook): Path<CommandId>,
 ) -> Result<Redirect, PageError> {
-    let account = signed_in.account;
-    let settings = app.notifications.settings(account).await?;
-    if !settings.webhooks.iter().any(|known| known.id == webhook) {
-        return Err(Problem::not_found("webhook").into());
-    }
+    let (account, now) = (signed_in.account, app.now());
+    app.notifications
+        .change(account, |settings| {
+            let known = settings.webhooks.iter_mut().find(|known| known.id == webhook);
+            let known = known.ok_or_else(|| Problem::not_found("webhook"))?;
+            if known.tested_at.is_some_and(|at| now.since(at) < TEST_PAUSE) {
+                return Err(Problem::too_many("A test was sent just now.", TEST_PAUSE.0 / 1_000));
+            }
+            known.tested_at = Some(now);
+            Ok(())
+        })
+        .await?;
     let notification = Notification {
         kind: NotificationKind::Test,
         seq: None,
-        at: app.now(),
+        at: now,
         title: "This is a test.".to_owned(),
         path: "/account/notifications".to_owned(),
         data: serde_json::json!({}),

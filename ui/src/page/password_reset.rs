@@ -30,7 +30,7 @@ struct ForgotPage {
 
 /// `GET /forgot`
 pub(crate) async fn forgot_page(State(app): State<App>, viewer: Viewer) -> Result<Html<String>, PageError> {
-    let has_mail = app.notifications.mail_service().await?.is_some();
+    let has_mail = app.notifications.mail_service(app.now()).await?.is_some();
     Ok(render_page(&ForgotPage { layout: Layout::new("Choose a new password", "", viewer), has_mail, is_sent: false })?)
 }
 
@@ -49,7 +49,7 @@ pub(crate) async fn forgot(
     Form(form): Form<Forgotten>,
 ) -> Result<Html<String>, PageError> {
     app.rate_limits.check_sign_up(client.address)?;
-    let has_mail = app.notifications.mail_service().await?.is_some();
+    let has_mail = app.notifications.mail_service(app.now()).await?.is_some();
     let page = ForgotPage { layout: Layout::new("Choose a new password", "", viewer), has_mail, is_sent: true };
     if has_mail {
         tokio::spawn(async move {
@@ -62,11 +62,12 @@ pub(crate) async fn forgot(
 }
 
 async fn send_link(app: &App, email: &str) -> Result<(), Problem> {
+    let now = app.now();
     let Some(account) = app.users.account_of(email).await? else { return Ok(()) };
-    let Some(secret) = app.links.make(LinkKind::Reset, account, app.now()).await? else { return Ok(()) };
     // The address as it was signed up with, and not as it was written now.
     let to = app.users.email(account).await?;
-    app.notifications.send_letter(to, LetterAbout::ResetPassword { secret }).await
+    let Some(secret) = app.links.make(LinkKind::Reset, account, &to, now).await? else { return Ok(()) };
+    app.notifications.send_letter(to, LetterAbout::ResetPassword { secret }, now, LinkKind::Reset.life()).await
 }
 
 #[derive(Template)]
@@ -99,7 +100,7 @@ pub(crate) struct NewPassword {
     password: String,
 }
 
-/// `POST /reset/{link}`: sets the password, ends every session and revokes every token.
+/// `POST /reset/{link}`: sets the password, ends every session, revokes every token and removes every webhook.
 pub(crate) async fn reset(
     State(app): State<App>,
     client: Client,
@@ -117,6 +118,13 @@ pub(crate) async fn reset(
     app.rate_limits.take_back_guess(client.address);
     app.users.set_password(account, &form.password).await?;
     app.sessions.end(account, |_| true).await?;
-    app.notifications.send_letter_later(app.users.email(account).await?, LetterAbout::PasswordChanged);
+    // Whoever had the account before may have left a webhook that tells of everything.
+    app.notifications
+        .change(account, |settings| {
+            settings.webhooks.clear();
+            Ok(())
+        })
+        .await?;
+    app.notifications.tell_of_new_password(app.users.email(account).await?, app.now());
     Ok(Redirect::to("/sign-in?reset=1").into_response())
 }

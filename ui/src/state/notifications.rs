@@ -3,7 +3,7 @@
 
 use async_nats::jetstream::{Context, kv::Store};
 use gpubnb_events::{
-    AccountId,
+    AccountId, Millis, Timestamp,
     notification::{Delivery, DeliveryTry, Letter, LetterAbout, MailService, NotificationSettings},
     subject,
 };
@@ -20,6 +20,11 @@ pub(crate) struct Notifications {
     rows: KvCache,
     js: Context,
 }
+
+/// E-mail is no longer sent if the notifier has not said so for this time.
+const SILENCE: Millis = Millis(5 * 60_000);
+/// The life of an e-mail without a link.
+pub(crate) const DAY: Millis = Millis(24 * 3_600_000);
 
 fn key(account: AccountId) -> String {
     format!("account.{account}")
@@ -56,8 +61,9 @@ impl Notifications {
     }
 
     /// The service that sends e-mail. `None` if this market sends none.
-    pub(crate) async fn mail_service(&self) -> Result<Option<MailService>, Problem> {
-        self.rows.get("mail").await
+    pub(crate) async fn mail_service(&self, now: Timestamp) -> Result<Option<MailService>, Problem> {
+        let service: Option<MailService> = self.rows.get("mail").await?;
+        Ok(service.filter(|service| now.since(service.at) < SILENCE))
     }
 
     /// Has something sent.
@@ -68,20 +74,26 @@ impl Notifications {
         Ok(())
     }
 
-    /// Has an e-mail sent, if this market sends e-mail.
-    pub(crate) async fn send_letter(&self, to: String, about: LetterAbout) -> Result<(), Problem> {
-        if self.mail_service().await?.is_none() {
+    /// Has an e-mail sent, if this market sends e-mail. The e-mail is of no use after `life`.
+    pub(crate) async fn send_letter(
+        &self,
+        to: String,
+        about: LetterAbout,
+        now: Timestamp,
+        life: Millis,
+    ) -> Result<(), Problem> {
+        if self.mail_service(now).await?.is_none() {
             return Ok(());
         }
-        self.send(&Delivery::Letter(Letter { to, about })).await
+        self.send(&Delivery::Letter(Letter { to, expires: now.plus(life), about })).await
     }
 
-    /// Like [`Self::send_letter`], in the background: the answer to a request must not tell from its duration whether
-    /// an e-mail is sent, and a failure must not undo what the e-mail is about.
-    pub(crate) fn send_letter_later(&self, to: String, about: LetterAbout) {
+    /// Tells the owner of an address that the password was changed, in the background: a failure does not undo the
+    /// change.
+    pub(crate) fn tell_of_new_password(&self, to: String, now: Timestamp) {
         let all = self.clone();
         tokio::spawn(async move {
-            if let Err(problem) = all.send_letter(to, about).await {
+            if let Err(problem) = all.send_letter(to, LetterAbout::PasswordChanged, now, DAY).await {
                 warn!(problem = problem.detail, "an e-mail is not sent");
             }
         });
