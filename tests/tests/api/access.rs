@@ -54,7 +54,7 @@ const ENDS_A_SESSION: [&str; 2] = ["/sign-out", "/account/password"];
 
 /// Endpoints whose handler needs a proof or a secret that the requests of this test do not have. So the answer is never
 /// 2xx, although the gate lets everybody in.
-const NEEDS_A_PROOF: [&str; 3] = ["/transfer/permit/", "/transfer/", "/operator/"];
+const NEEDS_A_PROOF: [&str; 5] = ["/confirm/", "/reset/", "/transfer/permit/", "/transfer/", "/operator/"];
 
 /// The endpoints that the web server lists.
 fn routes() -> BTreeSet<String> {
@@ -138,7 +138,7 @@ impl Things {
         let path = path.replace("{job}", &self.job).replace("{machine}", &self.machine).replace("{seq}", &self.seq);
         let path = path.replace("{*path}", "render.png").replace("{lease}", &self.lease);
         let path = path.replace("{version}", &self.assets).replace("{name}", "style.css");
-        let path = path.replace("{account}", &self.system.consumer.account);
+        let path = path.replace("{account}", &self.system.consumer.account).replace("{guide}", "consumer");
         let query = match path.rsplit_once('/').map(|(_, last)| last) {
             Some("part") => format!("?lease={}&from=0", self.lease),
             Some("search") => "?text=render".to_owned(),
