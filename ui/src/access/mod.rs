@@ -4,6 +4,7 @@
 //! Belongs here: users with their passwords, sessions and tokens; the access that an endpoint demands; rate limits.
 //! Must not come here: a page, or a rule about what an account may do on the market (that belongs to `services`).
 
+mod frugal_argon2;
 mod gate;
 mod guesses;
 mod kv_cache;

@@ -2,18 +2,16 @@
 
 use std::sync::Arc;
 
-use argon2::{
-    Argon2,
-    password_hash::{
-        PasswordHasher as _, PasswordVerifier as _,
-        phc::{Error, PasswordHash},
-    },
+use argon2::password_hash::{
+    PasswordHasher as _, PasswordVerifier as _,
+    phc::{Error, PasswordHash},
 };
 use gpubnb_events::notification::WEBHOOK_SECRET_PREFIX;
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
+use super::frugal_argon2::FrugalArgon2;
 use crate::error::Problem;
 
 /// The maximum number of passwords that are hashed at the same time. One hash takes 19 MiB of memory and one core.
@@ -64,8 +62,7 @@ impl Passwords {
 
     /// The argon2id hash of a password, with a random salt.
     pub(super) async fn hash(&self, password: String) -> Result<String, Problem> {
-        let hashed =
-            self.run_limited(move || Argon2::default().hash_password(password.as_bytes()).map(|h| h.to_string()));
+        let hashed = self.run_limited(move || FrugalArgon2.hash_password(password.as_bytes()).map(|h| h.to_string()));
         hashed.await?.map_err(|e| Problem::internal(&e))
     }
 
@@ -75,7 +72,7 @@ impl Passwords {
         let hash = hash.unwrap_or_else(|| DUMMY_HASH.to_owned());
         let verified = self.run_limited(move || {
             let parsed = PasswordHash::new(&hash)?;
-            Ok::<_, Error>(Argon2::default().verify_password(password.as_bytes(), &parsed).is_ok())
+            Ok::<_, Error>(FrugalArgon2.verify_password(password.as_bytes(), &parsed).is_ok())
         });
         Ok(verified.await?.map_err(|e| Problem::internal(&e))? && has_hash)
     }
