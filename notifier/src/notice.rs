@@ -44,6 +44,7 @@ impl Notices {
             }
             Event::JobSubmitted(e) => self.balance(e.account, seq, at).await?,
             Event::FundsDeposited(e) => self.balance(e.account, seq, at).await?,
+            Event::PayoutRequested(e) => self.balance(e.account, seq, at).await?,
             Event::PayoutPaid(e) => {
                 let title = format!("Your payout of {} was paid.", e.amount);
                 let data = json!({ "payout": e.payout, "amount": e.amount });

@@ -16,7 +16,7 @@ use axum::{
     routing::post,
 };
 use data_encoding::BASE64;
-use gpubnb_events::CommandId;
+use gpubnb_events::{CommandId, notification::NotificationKind};
 use gpubnb_tests::{
     api_client::ApiClient,
     jobs,
@@ -161,6 +161,51 @@ async fn a_webhook_is_told_once_signed_and_again_after_a_failure() {
     wait_until("the webhook gets a test", async || receiver.got().len() == 4).await;
     assert!(String::from_utf8_lossy(&receiver.got()[3].1).contains("\"type\":\"test\""));
     assert!(unreached.got().is_empty());
+    drop(notifier);
+}
+
+#[tokio::test]
+async fn each_kind_of_news_is_told_once() {
+    let services = ["--suspect-after", "2", "--lost-after", "4"].map(str::to_owned).into();
+    let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
+    let owner = system.machine_owner.clone();
+    let operator = ApiClient::sign_up_operator(&system).await.unwrap();
+    let (receiver, port) = Receiver::start().await;
+    let allowed = format!("127.0.0.1:{port}");
+    let notifier = start_notifier(&system, &["--webhook-host", &allowed]);
+    wait_until_ready(&notifier).await;
+    let all = NotificationKind::choices().map(|kind| ("kind", kind.name()));
+    let url = format!("http://{allowed}/hook");
+    send_form(&owner, "/account/webhooks", &all.chain([("url", url.as_str())]).collect::<Vec<_>>()).await;
+
+    system.start_worker("attic", &[]).await.unwrap();
+    owner.deposit("20").await.unwrap();
+    let job = owner.submit(&jobs::noop_job()).await.unwrap();
+    owner.wait_until_settled(&job).await.unwrap();
+    // The last payout leaves less than the limit of $1, and the payout of one cent after it is no more news.
+    let closings = [("5", json!(null)), ("6", json!("no such bank")), ("14.50", json!(null)), ("0.01", json!(null))];
+    for (amount, failure) in closings {
+        let payout = CommandId::generate().to_string();
+        let body = json!({ "payout": payout, "amount_usd": amount });
+        owner.browser_session().post("/wallet/payouts", &body).await.unwrap();
+        let path = format!("/ops/accounts/{}/payouts/{payout}", owner.account);
+        operator.post(&path, &json!({ "failed": failure })).await.unwrap();
+    }
+    for worker in system.workers.drain(..) {
+        worker.kill();
+    }
+    let kinds = || -> Vec<String> {
+        let kind =
+            |(_, body): &Got| serde_json::from_slice::<Value>(body).unwrap()["type"].as_str().unwrap().to_owned();
+        let mut kinds: Vec<_> = receiver.got().iter().map(kind).collect();
+        kinds.sort();
+        kinds
+    };
+    wait_until("the lost machine is told", async || kinds().iter().any(|kind| kind == "machine.lost")).await;
+    let expected =
+        ["balance.low", "job.completed", "machine.lost", "payout.failed", "payout.paid", "payout.paid", "payout.paid"];
+    wait_until("everything is told", async || kinds().len() >= expected.len()).await;
+    assert_eq!(kinds(), expected);
     drop(notifier);
 }
 
