@@ -2,7 +2,7 @@
 //! the web server's routes.
 
 /// Pages of a signed-in person: the address and the name of the screenshot.
-pub const PAGES: [(&str, &str); 15] = [
+pub const PAGES: [(&str, &str); 16] = [
     ("/", "landing"),
     ("/market", "market"),
     ("/jobs", "jobs"),
@@ -18,6 +18,7 @@ pub const PAGES: [(&str, &str); 15] = [
     ("/sign-in", "sign-in"),
     ("/sign-up", "sign-up"),
     ("/forgot", "forgot"),
+    ("/terms", "terms"),
 ];
 
 /// Pages of the operators' console: the address and the name of the screenshot.

@@ -272,6 +272,41 @@ if (trail && eventFilter) {
   apply();
 }
 
+// The tab's title shows the job's state. Whoever asks for it gets a notification of the browser when the job ends.
+const summary = document.getElementById("summary");
+if (summary) {
+  const notify = document.getElementById("notify");
+  const title = document.title;
+  const isOver = (state) => ["Completed", "Failed", "Cancelled", "Settled"].includes(state);
+  let last;
+  const showState = () => {
+    const badge = document.getElementById("state");
+    const state = badge?.dataset.state;
+    if (!state) return;
+    const news = `${badge.textContent.trim()} · ${title}`;
+    document.title = news;
+    if (notify) notify.hidden = isOver(state) || !("Notification" in window) || Notification.permission === "denied";
+    if (notify?.disabled && isOver(state) && !isOver(last)) {
+      try {
+        new Notification(news);
+      } catch {
+        // Some phones have no notifications of a page. The title tells.
+      }
+    }
+    if (isOver(state)) delete document.documentElement.dataset.keepLive;
+    last = state;
+  };
+  notify?.addEventListener("click", async () => {
+    if ((await Notification.requestPermission()) !== "granted") return showState();
+    notify.disabled = true;
+    // The page stays connected while its tab is hidden.
+    document.documentElement.dataset.keepLive = "yes";
+    notify.textContent = "You will be told when it ends";
+  });
+  summary.addEventListener("part-filled", showState);
+  showState();
+}
+
 // The preview of a text file is fetched when it is opened, and shown as plain text.
 document.addEventListener(
   "toggle",

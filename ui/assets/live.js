@@ -1,5 +1,6 @@
 // The connection of an open page for live updates, as server-sent events. Each event replaces a part of the page that
-// changed. The connection of a hidden tab is closed. When the tab is shown again, a new connection resumes after the
+// changed. The connection of a hidden tab is closed, unless the person asked to be told of
+// changes. When the tab is shown again, a new connection resumes after the
 // last event that the page received.
 "use strict";
 
@@ -12,6 +13,9 @@ const reconnecting = offline.textContent;
 const HIDDEN_MS = 10000;
 const LOST_MS = 1500;
 const RETRY_MS = 4000;
+
+// True if nobody looks at the page, and nobody asked to be told of its changes.
+const isAway = () => document.hidden && !document.documentElement.dataset.keepLive;
 
 // Replacing a part while the pointer is down would lose the click, so the new content is postponed until the pointer is
 // up again.
@@ -137,7 +141,7 @@ const connect = () => {
 let hiddenTimer = null;
 document.addEventListener("visibilitychange", () => {
   clearTimeout(hiddenTimer);
-  if (document.hidden) hiddenTimer = setTimeout(disconnect, HIDDEN_MS);
+  if (isAway()) hiddenTimer = setTimeout(disconnect, HIDDEN_MS);
   else connect();
 });
 addEventListener("pagehide", disconnect);

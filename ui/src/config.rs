@@ -79,6 +79,9 @@ pub struct RunArgs {
     /// `gpubnb-provider` beside this one.
     #[arg(long, env = "GPUBNB_WORKER", value_name = "FILE")]
     pub worker: Option<PathBuf>,
+    /// File with the terms of use of this market: text, with empty lines between paragraphs.
+    #[arg(long, env = "GPUBNB_TERMS", value_name = "FILE")]
+    pub terms: Option<PathBuf>,
     /// Maximum number of requests per second from one address, and from one account. A burst may have five times as
     /// many requests.
     #[arg(long, env = "GPUBNB_REQUESTS_PER_SECOND", default_value = "50")]

@@ -119,6 +119,7 @@ fn console_and_documents(routes: Routes) -> Routes {
         .post("/console/accounts/{account}/payouts/{payout}", Operator, page::console_account::close_payout)
         .post("/console/machines/{machine}/ban", Operator, page::console_account::ban)
         .get("/styleguide", Public, page::styleguide::page)
+        .get("/terms", Public, page::terms::page)
         .get("/docs", Public, page::docs::page)
         .get("/docs/endpoints", Public, page::docs::endpoints_page)
         .get("/docs/{guide}", Public, page::docs::guide)

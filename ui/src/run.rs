@@ -64,7 +64,9 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.spawn(notifications.clone().listen(shutdown.clone()));
     tasks.spawn(users.clone().listen(shutdown.clone()));
     tasks.spawn(sessions.clone().listen(shutdown.clone()));
+    let terms = args.terms.as_ref().map(fs::read_to_string).transpose().context("reading --terms")?;
     let app = App {
+        terms: terms.unwrap_or_default().into(),
         links: users.links(),
         users,
         sessions,

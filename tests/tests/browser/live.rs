@@ -3,6 +3,7 @@
 use gpubnb_tests::{
     api_client::ApiClient,
     browser::Browser,
+    jobs::{noop_job, unplaceable},
     shared::{Plan, SharedMarket},
     system::{MarketSettings, System},
 };
@@ -53,6 +54,31 @@ async fn a_hidden_tab_closes_its_connection_and_gets_the_missed_changes_afterwar
     assert!(browser.text("#sums").await.contains("$100.00"), "a hidden tab gets no changes");
     set_hidden(&browser, false).await;
     browser.wait_for_text("#sums", "$107.00").await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn a_hidden_tab_tells_of_the_end_of_a_job_if_somebody_asked_for_it() {
+    let market = MARKET.open().await.unwrap();
+    let consumer = market.new_consumer().await.unwrap();
+    let job = consumer.submit(&unplaceable(noop_job(), "0.10")).await.unwrap();
+    let browser = Browser::open(&market).await;
+    browser.sign_in(&market, &consumer).await;
+    browser.visit(&market, &format!("/jobs/{job}")).await;
+    // The notification itself belongs to the system of the person, which a driven browser does not have.
+    let stand_in = "window.told = [];
+                    window.Notification = class { constructor(text) { told.push(text); } };
+                    Notification.permission = 'default';
+                    Notification.requestPermission = async () => 'granted';";
+    browser.client.execute(stand_in, Vec::new()).await.unwrap();
+    browser.click("#notify:not([hidden])").await;
+    browser.wait_for("#notify:disabled").await;
+    set_hidden(&browser, true).await;
+    // The connection of another hidden tab would be closed soon.
+    browser.wait_until_true("return hiddenTimer === null").await;
+    consumer.post(&format!("/jobs/{job}/cancel"), &json!({})).await.unwrap();
+    browser.wait_until_true("return told.length === 1 && told[0].startsWith('Cancelled')").await;
+    browser.wait_until_true("return document.title.startsWith('Cancelled')").await;
     browser.close().await;
 }
 

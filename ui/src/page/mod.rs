@@ -27,6 +27,7 @@ pub(crate) mod provider;
 mod resubmit;
 pub(crate) mod sign_in;
 pub(crate) mod styleguide;
+pub(crate) mod terms;
 pub(crate) mod travel;
 pub(crate) mod wallet;
 
