@@ -60,8 +60,7 @@ impl Letters {
                 "Your password was changed",
                 format!(
                     "The password of your account at {host} was changed. Every other browser was signed out, and every \
-                     token was revoked. Webhooks that are there now: {}\n\nIf it was not you, choose a new password now: \
-                     {}",
+                     token was revoked. Webhooks that are there now: {}\n\nIf it was not you, choose a new password: {}",
                     self.page("/account/notifications"),
                     self.page("/forgot")
                 ),

@@ -1,5 +1,5 @@
-//! Sends e-mail through an SMTP server. A letter that a person asked for is sent at once. Notifications that wait for one
-//! account are sent as one e-mail, and each account gets at most one in [`PAUSE`].
+//! Sends e-mail through an SMTP server. A letter that a person asked for is sent at once. Notifications that wait for
+//! one account are sent as one e-mail, and each account gets at most one in [`PAUSE`].
 
 use std::{
     collections::HashMap,
@@ -261,8 +261,8 @@ impl Mailer {
     }
 }
 
-/// Whether an e-mail may be taken later. Only the answers 550 to 554 are about the e-mail or its recipient; others, such
-/// as a refused password, are about the server or its settings, which the operator can mend.
+/// Whether an e-mail may be taken later. Only the answers 550 to 554 are about the e-mail or its recipient; others,
+/// such as a refused password, are about the server or its settings, which the operator can mend.
 fn failure(error: &smtp::Error) -> Failure {
     match error.status().map(u16::from) {
         Some(code @ 550..=554) => Failure::Final(format!("the mail server answered {code}")),

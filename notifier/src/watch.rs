@@ -1,8 +1,8 @@
 //! Reads the log, and puts what is to be told into DELIVERIES.
 //!
-//! The position in the log is an entry of the bucket NOTIFICATIONS. It is written after each event that made deliveries,
-//! and after each batch, on condition that no other notifier has written it. A crash before that makes the same
-//! deliveries again, under the same ids, and DELIVERIES drops the second ones.
+//! The position in the log is an entry of the bucket NOTIFICATIONS. It is written after each event that made
+//! deliveries, and after each batch, on condition that no other notifier has written it. A crash before that makes the
+//! same deliveries again, under the same ids, and DELIVERIES drops the second ones.
 
 use std::{sync::Arc, time::Duration};
 

@@ -89,7 +89,8 @@ pub(crate) fn deliveries(options: &StreamOptions) -> Config {
         subjects: vec![subject::DELIVERIES.to_owned()],
         retention: RetentionPolicy::WorkQueue,
         storage: StorageType::File,
-        // A full subject takes no more, instead of dropping what waits. One account's deliveries take no room of others.
+        // A full subject takes no more, instead of dropping what waits. One account's deliveries take no room of
+        // others.
         discard: DiscardPolicy::New,
         discard_new_per_subject: true,
         max_messages_per_subject: 200,

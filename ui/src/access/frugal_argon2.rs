@@ -1,6 +1,6 @@
 //! Argon2id that gives its memory back. glibc keeps a freed block of up to 32 MiB for later, one for each thread that
-//! hashed, and the 19 MiB of a hash are such a block. A larger block is mapped by itself, and unmapped when it is freed.
-//! So this file asks for a larger one, and uses its beginning. All else is the work of the crate `argon2`.
+//! hashed, and the 19 MiB of a hash are such a block. A larger block is mapped by itself, and unmapped when it is
+//! freed. So this file asks for a larger one, and uses its beginning. All else is the work of the crate `argon2`.
 
 use argon2::{
     Algorithm, Argon2, Block, Params, Version,

@@ -1,7 +1,7 @@
 //! Secret links that are sent by e-mail: to choose a new password, and to confirm an e-mail address.
 //!
-//! Each account has at most [`MAX_LINKS`] links of each kind, in the bucket CREDENTIALS, so that a stranger who asks for
-//! another link does not end the first one. An address gets a bounded number of e-mails.
+//! Each account has at most [`MAX_LINKS`] links of each kind, in the bucket CREDENTIALS, so that a stranger who asks
+//! for another link does not end the first one. An address gets a bounded number of e-mails.
 
 use gpubnb_events::{AccountId, Millis, Timestamp};
 use serde::{Deserialize, Serialize};
