@@ -1,7 +1,10 @@
 //! The texts of e-mails.
 
 use anyhow::Context as _;
-use gpubnb_events::notification::{LetterAbout, Notification};
+use gpubnb_events::{
+    CommandId,
+    notification::{LetterAbout, Notification},
+};
 use lettre::{
     Message,
     message::{
@@ -60,7 +63,7 @@ impl Letters {
                 "Your password was changed",
                 format!(
                     "The password of your account at {host} was changed. Every other browser was signed out, and every \
-                     token was revoked. Webhooks that are there now: {}\n\nIf it was not you, choose a new password: {}",
+                     token was revoked. Your webhooks: {}\n\nIf it was not you, choose a new password: {}",
                     self.page("/account/notifications"),
                     self.page("/forgot")
                 ),
@@ -96,6 +99,7 @@ impl Letters {
             .from(self.from.clone())
             .to(Mailbox::new(None, to.parse().context("the recipient's address cannot be read")?))
             .subject(subject)
+            .message_id(Some(format!("<{}@{}>", CommandId::generate(), self.pages.host_str().unwrap_or("localhost"))))
             // Keeps vacation programs from answering.
             .raw_header(HeaderValue::new(automatic, "auto-generated".to_owned()))
             .header(ContentType::TEXT_PLAIN)

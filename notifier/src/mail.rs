@@ -21,6 +21,7 @@ use gpubnb_events::{
 };
 use gpubnb_log::stream::DELIVERIES;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, transport::smtp};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use url::Url;
@@ -33,8 +34,9 @@ use crate::{
 
 /// An account gets at most one e-mail about notifications in this time.
 const PAUSE: Millis = Millis(5 * 60_000);
-/// Longest time that the SMTP server may take for one command.
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest time that the SMTP server may take to be connected to, and for a whole e-mail.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Most notifications that are taken at once, and most e-mails that are sent at once.
 const BATCH: usize = 100;
 const AT_ONCE: usize = 8;
@@ -64,7 +66,7 @@ pub(crate) async fn deliver(js: Context, mailer: Mailer, tries: Tries, shutdown:
             pause_after(sent, &shutdown).await;
         }
     };
-    tokio::join!(mailer.say_so(&shutdown), letters, digests);
+    tokio::join!(mailer.keep_saying_so(&shutdown), letters, digests);
 }
 
 /// Sending ends at a failure, and at shutdown, but never within an e-mail.
@@ -90,7 +92,7 @@ async fn consumer(js: &Context, name: &str, filter: &str) -> anyhow::Result<Pull
 /// Takes what waits, at most [`BATCH`] messages.
 async fn take(consumer: &PullConsumer) -> anyhow::Result<Vec<jetstream::Message>> {
     let mut taken = Vec::new();
-    let mut batch = consumer.fetch().max_messages(BATCH).expires(RETRY).messages().await?;
+    let mut batch = consumer.batch().max_messages(BATCH).expires(RETRY).messages().await?;
     while let Some(message) = batch.next().await {
         match message {
             Ok(message) => taken.push(message),
@@ -166,20 +168,24 @@ impl Mailer {
         let has_tls = smtp.scheme() == "smtps" || smtp.query_pairs().any(|(k, v)| k == "tls" && v == "required");
         ensure!(has_tls || is_own, "--smtp to another machine is smtps://…, or smtp://…?tls=required");
         let server = AsyncSmtpTransport::<Tokio1Executor>::from_url(smtp.as_str()).context("--smtp cannot be read")?;
-        let server = server.timeout(Some(TIMEOUT)).build();
+        let server = server.timeout(Some(CONNECT_TIMEOUT)).build();
         let letters = Letters::new(pages, &from)?;
         Ok(Self { server, letters, from, bucket, clock, last: Mutex::default() })
     }
 
-    /// Tells the web server that e-mail is sent, again and again: nobody says that it no longer is.
-    async fn say_so(&self, shutdown: &CancellationToken) {
-        while !shutdown.is_cancelled() {
-            let service = MailService { from: self.from.clone(), at: self.clock.now() };
-            let bytes = serde_json::to_vec(&service).unwrap_or_default();
-            if let Err(e) = self.bucket.put("mail", bytes.into()).await {
-                warn!(error = %Chain(&e), "the web server does not know that e-mail is sent");
+    /// Tells the web server that e-mail is sent.
+    pub(crate) async fn say_so(&self) -> anyhow::Result<()> {
+        let service = MailService { from: self.from.clone(), at: self.clock.now() };
+        self.bucket.put("mail", serde_json::to_vec(&service)?.into()).await?;
+        Ok(())
+    }
+
+    /// Tells it again and again: nobody says that e-mail is no longer sent.
+    async fn keep_saying_so(&self, shutdown: &CancellationToken) {
+        while shutdown.run_until_cancelled(tokio::time::sleep(SAY_EVERY)).await.is_some() {
+            if let Err(e) = self.say_so().await {
+                warn!(error = format!("{e:#}"), "the web server does not know that e-mail is sent");
             }
-            shutdown.run_until_cancelled(tokio::time::sleep(SAY_EVERY)).await;
         }
     }
 
@@ -209,7 +215,8 @@ impl Mailer {
         tries: &Tries,
         shutdown: &CancellationToken,
     ) {
-        let (now, settings) = (self.clock.now(), read_settings(&self.bucket, account).await);
+        let settings = read_settings(&self.bucket, account).await;
+        let now = self.clock.now();
         let pause = if shutdown.is_cancelled() { Some(Millis(0)) } else { self.rest(account, now) };
         let (Ok(settings), None) = (&settings, pause) else {
             for (_, message) in waiting {
@@ -255,18 +262,29 @@ impl Mailer {
 
     async fn send(&self, written: anyhow::Result<Message>) -> Result<(), Failure> {
         let message = written.map_err(|e| Failure::Final(format!("{e:#}")))?;
-        let Err(e) = self.server.send(message).await else { return Ok(()) };
+        let Ok(sent) = timeout(TIMEOUT, self.server.send(message)).await else {
+            return Err(Failure::Passing("the mail server does not answer".to_owned()));
+        };
+        let Err(e) = sent else { return Ok(()) };
         warn!(error = %Chain(&e), "the mail server did not take an e-mail");
         Err(failure(&e))
     }
 }
 
-/// Whether an e-mail may be taken later. Only the answers 550 to 554 are about the e-mail or its recipient; others,
-/// such as a refused password, are about the server or its settings, which the operator can mend.
+/// The enhanced status codes (RFC 3463) about an address or an e-mail that will never be right: unknown mail boxes,
+/// full or disabled ones, and content that the server cannot take.
+const FINAL: [&str; 6] = ["5.1.1", "5.1.2", "5.1.3", "5.1.10", "5.2.", "5.6."];
+
+/// Whether an e-mail may be taken later. Other answers, such as a refused password or sender, are about the settings,
+/// which the operator can mend.
 fn failure(error: &smtp::Error) -> Failure {
+    let answer = Chain(error).to_string();
+    let is_final =
+        error.is_permanent() && answer.split([' ', '(', '\n']).any(|w| FINAL.iter().any(|f| w.starts_with(f)));
     match error.status().map(u16::from) {
-        Some(code @ 550..=554) => Failure::Final(format!("the mail server answered {code}")),
+        Some(code) if is_final => Failure::Final(format!("the mail server answered {code}")),
         Some(code) => Failure::Passing(format!("the mail server answered {code}")),
+        None if error.is_client() => Failure::Final("the e-mail cannot be sent to this address".to_owned()),
         None => Failure::Passing("the mail server does not answer".to_owned()),
     }
 }

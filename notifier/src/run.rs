@@ -52,6 +52,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
 
     if let Some((smtp, from)) = args.smtp.as_ref().zip(args.mail_from) {
         let mailer = Mailer::new(smtp, args.url.clone(), from, settings, clock)?;
+        mailer.say_so().await?;
         tasks.spawn(mail::deliver(js, mailer, tries, shutdown.clone()));
     }
     ready.set();

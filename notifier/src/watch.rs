@@ -125,8 +125,10 @@ impl Watch {
     }
 }
 
-/// True if the broker refused a message, and would refuse it again.
+/// True if the broker refused a message, and would refuse it again: too many messages wait for its receiver, or it is
+/// too large. The broker has one code for this and for a full disk, so the text decides.
 fn is_refused(error: &anyhow::Error) -> bool {
-    use PublishErrorKind::{MaxPayloadExceeded, Other};
-    error.downcast_ref::<PublishError>().is_some_and(|e| matches!(e.kind(), Other | MaxPayloadExceeded))
+    let text = format!("{error:#}");
+    ["per subject", "message size exceeds"].iter().any(|reason| text.contains(reason))
+        || error.downcast_ref::<PublishError>().is_some_and(|e| e.kind() == PublishErrorKind::MaxPayloadExceeded)
 }

@@ -27,7 +27,7 @@ pub(crate) async fn sign_up(app: &App, new: &SignUp) -> Result<(), Problem> {
     let (app, email) = (app.clone(), new.email.trim().to_owned());
     tokio::spawn(async move {
         let sent = match opened {
-            Some(account) => send_confirmation(&app, account).await,
+            Some(account) => send_confirmation(&app, account).await.map(|_| ()),
             None => tell_owner(&app, email).await,
         };
         if let Err(problem) = sent {
@@ -37,17 +37,17 @@ pub(crate) async fn sign_up(app: &App, new: &SignUp) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Sends a link that confirms the e-mail address of an account, unless one was sent a moment ago.
-pub(crate) async fn send_confirmation(app: &App, account: AccountId) -> Result<(), Problem> {
+/// Sends a link that confirms the e-mail address of an account. False if the address got several e-mails already, or if
+/// this market sends none.
+pub(crate) async fn send_confirmation(app: &App, account: AccountId) -> Result<bool, Problem> {
     let (now, to) = (app.now(), app.users.email(account).await?);
     if app.notifications.mail_service(now).await?.is_none() {
-        return Ok(());
+        return Ok(false);
     }
-    if let Some(secret) = app.links.make(LinkKind::Confirm, account, &to, now).await? {
-        let about = LetterAbout::ConfirmAddress { secret };
-        app.notifications.send_letter(to, about, now, LinkKind::Confirm.life()).await?;
-    }
-    Ok(())
+    let Some(secret) = app.links.make(LinkKind::Confirm, account, &to, now).await? else { return Ok(false) };
+    let about = LetterAbout::ConfirmAddress { secret };
+    app.notifications.send_letter(to, about, now, LinkKind::Confirm.life()).await?;
+    Ok(true)
 }
 
 /// Tells the owner of an address that somebody signed up with it once more. Only an address that was confirmed gets

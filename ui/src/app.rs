@@ -47,6 +47,8 @@ pub(crate) struct App {
     pub(crate) artifacts: Files,
     pub(crate) inputs: Files,
     pub(crate) uploads: Uploads,
+    /// The host and port that webhooks may reach without TLS.
+    pub(crate) webhook_host: Option<Arc<str>>,
     /// The terms of use; empty if the operator wrote none.
     pub(crate) terms: Arc<str>,
     /// The worker's program for owners of machines.

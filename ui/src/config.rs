@@ -79,6 +79,9 @@ pub struct RunArgs {
     /// `gpubnb-provider` beside this one.
     #[arg(long, env = "GPUBNB_WORKER", value_name = "FILE")]
     pub worker: Option<PathBuf>,
+    /// The host that webhooks may reach without TLS, as for `gpubnb-notifier run`: `127.0.0.1:9000`. For tests.
+    #[arg(long, env = "GPUBNB_WEBHOOK_HOST", value_name = "HOST:PORT")]
+    pub webhook_host: Option<String>,
     /// File with the terms of use of this market: text, with empty lines between paragraphs.
     #[arg(long, env = "GPUBNB_TERMS", value_name = "FILE")]
     pub terms: Option<PathBuf>,

@@ -66,6 +66,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.spawn(sessions.clone().listen(shutdown.clone()));
     let terms = args.terms.as_ref().map(fs::read_to_string).transpose().context("reading --terms")?;
     let app = App {
+        webhook_host: args.webhook_host.as_deref().map(Into::into),
         terms: terms.unwrap_or_default().into(),
         links: users.links(),
         users,

@@ -95,6 +95,11 @@ async fn cancel_a_job(consumer: &ApiClient) -> String {
     job
 }
 
+/// A market whose webhooks may be at this host and port.
+fn settings(allowed: &str) -> MarketSettings {
+    MarketSettings { ui: vec!["--webhook-host".to_owned(), allowed.to_owned()], ..MarketSettings::default() }
+}
+
 fn start_notifier(system: &System, arguments: &[&str]) -> Process {
     let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     system.spawn_notifier(&arguments).unwrap()
@@ -110,10 +115,10 @@ fn header<'a>((headers, _): &'a Got, name: &str) -> &'a str {
 
 #[tokio::test]
 async fn a_webhook_is_told_once_signed_and_again_after_a_failure() {
-    let system = System::start(MarketSettings::default()).await.unwrap();
-    let consumer = &system.consumer;
     let (receiver, port) = Receiver::start().await;
     let allowed = format!("127.0.0.1:{port}");
+    let system = System::start(settings(&allowed)).await.unwrap();
+    let consumer = &system.consumer;
     let notifier = start_notifier(&system, &["--webhook-host", &allowed, "--url", "https://market.example"]);
     wait_until_ready(&notifier).await;
 
@@ -166,12 +171,12 @@ async fn a_webhook_is_told_once_signed_and_again_after_a_failure() {
 
 #[tokio::test]
 async fn each_kind_of_news_is_told_once() {
-    let services = ["--suspect-after", "2", "--lost-after", "4"].map(str::to_owned).into();
-    let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
-    let owner = system.machine_owner.clone();
-    let operator = ApiClient::sign_up_operator(&system).await.unwrap();
     let (receiver, port) = Receiver::start().await;
     let allowed = format!("127.0.0.1:{port}");
+    let services = ["--suspect-after", "5", "--lost-after", "15"].map(str::to_owned).into();
+    let mut system = System::start(MarketSettings { services, ..settings(&allowed) }).await.unwrap();
+    let owner = system.machine_owner.clone();
+    let operator = ApiClient::sign_up_operator(&system).await.unwrap();
     let notifier = start_notifier(&system, &["--webhook-host", &allowed]);
     wait_until_ready(&notifier).await;
     let all = NotificationKind::choices().map(|kind| ("kind", kind.name()));
@@ -236,7 +241,9 @@ fn link(mail: &str, path: &str) -> String {
 
 #[tokio::test]
 async fn an_address_is_confirmed_told_and_gets_a_link_for_a_forgotten_password() {
-    let system = System::start(MarketSettings::default()).await.unwrap();
+    let (receiver, own_port) = Receiver::start().await;
+    let allowed = format!("127.0.0.1:{own_port}");
+    let system = System::start(settings(&allowed)).await.unwrap();
     let port = free_port().unwrap();
     let directory = system.path().join("mails");
     let remedy = "run deploy/setup.sh --tests";
@@ -245,7 +252,8 @@ async fn an_address_is_confirmed_told_and_gets_a_link_for_a_forgotten_password()
     let server = Process::start("smtp", command.arg(&directory), system.path()).unwrap();
     let from = "GPUbnb <no-reply@market.example>";
     let smtp = format!("smtp://127.0.0.1:{port}");
-    let arguments = ["--smtp", &smtp, "--mail-from", from, "--url", "https://market.example"];
+    let arguments =
+        ["--smtp", &smtp, "--mail-from", from, "--url", "https://market.example", "--webhook-host", &allowed];
     let notifier = start_notifier(&system, &arguments);
     wait_until_ready(&notifier).await;
 
@@ -255,8 +263,11 @@ async fn an_address_is_confirmed_told_and_gets_a_link_for_a_forgotten_password()
     let kinds = [("has_mail", "1"), ("kind", "job.cancelled"), ("low_balance", "1")];
     send_form(&person, "/account/notifications", &kinds).await;
     person.deposit("10").await.unwrap();
-    // Nobody has confirmed the address yet, so nothing is sent.
+    let url = format!("http://{allowed}/hook");
+    send_form(&person, "/account/webhooks", &[("url", &url), ("kind", "job.cancelled")]).await;
+    // Nobody has confirmed the address yet, so no e-mail is sent. The webhook shows that the notifier knows of the job.
     let before = cancel_a_job(&person).await;
+    wait_until("the webhook is told of the first job", async || receiver.got().len() == 1).await;
     // Opening the link alone confirms nothing: programs that check e-mail open links.
     page(&person, &confirm).await;
     assert!(page(&person, "/account/notifications").await.contains("Nothing is sent before you confirm"));
@@ -285,5 +296,7 @@ async fn an_address_is_confirmed_told_and_gets_a_link_for_a_forgotten_password()
     let again = stranger.build_request(Method::POST, &reset).form(&[("password", "a third long phrase")]);
     assert_eq!(again.send().await.unwrap().status(), StatusCode::NOT_FOUND);
     wait_for_mail(&directory, &person.email, "Your password was changed").await;
+    // Whoever had the account before is told nothing more.
+    assert!(!page(&person, "/account/notifications").await.contains("/account/webhooks/"));
     drop((notifier, server));
 }

@@ -196,7 +196,11 @@ impl RateLimits {
 
     /// Checks the creation of an account from an address.
     pub(crate) fn check_sign_up(&self, address: IpAddr) -> Result<(), Problem> {
-        check(&self.sign_ups, &network_of(address), "Too many new accounts from your address.")
+        check(
+            &self.sign_ups,
+            &network_of(address),
+            "Too many new accounts, or links for a password, from your address.",
+        )
     }
 }
 

@@ -16,7 +16,7 @@ use gpubnb_events::{
     },
 };
 use serde::Deserialize;
-use url::{Host, Url};
+use url::Url;
 
 use super::{Layout, render_page};
 use crate::{
@@ -78,6 +78,16 @@ impl NotificationsPage {
         webhook.kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
     }
 
+    /// True if a box of the form with the field `marker` is checked: as it was sent, or else `stored`.
+    // askama passes references.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_checked(&self, marker: &str, kind: &NotificationKind, stored: bool) -> bool {
+        if self.fields.iter().any(|(name, _)| name == marker) {
+            return checked_kinds(&self.fields).contains(kind);
+        }
+        stored
+    }
+
     fn is_wrong(&self, field: &str) -> bool {
         self.problem.as_ref().is_some_and(|problem| problem.field.as_deref() == Some(field))
     }
@@ -86,6 +96,12 @@ impl NotificationsPage {
 /// The host in the address of a webhook. The rest of an address may be a secret.
 fn host(url: &str) -> &str {
     url.split_once("://").map_or(url, |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default())
+}
+
+/// The end of an address: it tells two webhooks at one host from each other.
+fn end(url: &str) -> &str {
+    let start = url.char_indices().rev().nth(3).map_or(0, |(at, _)| at);
+    &url[start..]
 }
 
 async fn render(
@@ -185,7 +201,7 @@ pub(crate) async fn add_webhook(
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
     let added = async {
-        let url = check_url(value(&fields, "url"))?;
+        let url = check_url(value(&fields, "url"), app.webhook_host.as_deref())?;
         let kinds = checked_kinds(&fields);
         if kinds.is_empty() {
             return Err(Problem::invalid("kind", "Choose at least one kind of notification."));
@@ -215,19 +231,15 @@ pub(crate) async fn add_webhook(
 
 /// The address of a webhook, if requests may be sent there. The notifier checks the addresses behind the name again, at
 /// each request.
-fn check_url(text: &str) -> Result<String, Problem> {
+fn check_url(text: &str, allowed: Option<&str>) -> Result<String, Problem> {
     let bad = |detail: &str| Problem::invalid("url", detail);
     if text.len() > MAX_WEBHOOK_URL {
         return Err(bad("The address is too long: 500 characters at most."));
     }
     let url = Url::parse(text).map_err(|_| bad("This is not an address, such as https://example.com/hook."))?;
-    let is_local = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => return Err(bad("The address names no host.")),
-    };
-    if url.scheme() != "https" && !(url.scheme() == "http" && is_local) {
+    let Some(host) = url.host_str() else { return Err(bad("The address names no host.")) };
+    let place = format!("{host}:{}", url.port_or_known_default().unwrap_or_default());
+    if url.scheme() != "https" && !(url.scheme() == "http" && allowed == Some(&place)) {
         return Err(bad("The address begins with https://."));
     }
     if !url.username().is_empty() || url.password().is_some() {
@@ -284,9 +296,13 @@ pub(crate) async fn test_webhook(
 }
 
 /// `POST /account/confirm`: sends a link that confirms the e-mail address.
-pub(crate) async fn send_link(State(app): State<App>, signed_in: SignedIn) -> Result<Redirect, PageError> {
-    accounts::send_confirmation(&app, signed_in.account).await?;
-    Ok(Redirect::to("/account/notifications?done=link"))
+pub(crate) async fn send_link(State(app): State<App>, signed_in: SignedIn) -> Result<Response, PageError> {
+    if accounts::send_confirmation(&app, signed_in.account).await? {
+        return Ok(Redirect::to("/account/notifications?done=link").into_response());
+    }
+    let detail = "No link was sent: this address got several already. Look for them, or try again in an hour.";
+    let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "TooMany", detail);
+    Ok(render(&app, signed_in, None, None, Some((problem, Vec::new()))).await?)
 }
 
 #[derive(Template)]
@@ -332,16 +348,18 @@ mod tests {
 
     #[test]
     fn addresses_that_are_no_webhook_are_refused() {
-        for good in
-            ["https://example.com/hook?x=1", "https://example.com:8443", "http://127.0.0.1:9000/", "http://localhost:1"]
-        {
-            assert!(check_url(good).is_ok(), "{good}");
+        let allowed = Some("127.0.0.1:9000");
+        for good in ["https://example.com/hook?x=1", "https://example.com:8443", "http://127.0.0.1:9000/"] {
+            assert!(check_url(good, allowed).is_ok(), "{good}");
         }
+        assert!(
+            check_url("http://127.0.0.1:9000/", None).is_err() && check_url("http://127.0.0.1:1", allowed).is_err()
+        );
         let long = format!("https://example.com/{}", "x".repeat(MAX_WEBHOOK_URL));
         for bad in
             ["", "example.com", "http://example.com", "ftp://example.com", "https://", "https://u:p@example.com", &long]
         {
-            assert!(check_url(bad).is_err(), "{bad}");
+            assert!(check_url(bad, allowed).is_err(), "{bad}");
         }
         assert_eq!(host("https://hooks.slack.com/services/secret"), "hooks.slack.com");
     }

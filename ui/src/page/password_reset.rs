@@ -6,7 +6,7 @@ use axum::{
     http::StatusCode,
     response::{Html, IntoResponse, Redirect, Response},
 };
-use gpubnb_events::notification::LetterAbout;
+use gpubnb_events::{AccountId, notification::LetterAbout};
 use serde::Deserialize;
 use tracing::warn;
 
@@ -114,17 +114,26 @@ pub(crate) async fn reset(
         app.rate_limits.take_back_guess(client.address);
         return Ok(render(viewer, link, Some(problem))?);
     }
-    app.links.take(LinkKind::Reset, &link, app.now()).await?;
     app.rate_limits.take_back_guess(client.address);
-    app.users.set_password(account, &form.password).await?;
+    // The steps are taken to their end, also if the browser goes away meanwhile.
+    let steps = tokio::spawn(set_password(app, account, link, form.password));
+    steps.await.map_err(|e| Problem::internal(&e))??;
+    Ok(Redirect::to("/sign-in?reset=1").into_response())
+}
+
+/// Uses the link, and sets the password. Whoever had the account before may be signed in, and may have left a webhook
+/// that tells of everything: both end first, and sessions once more after the old password has.
+async fn set_password(app: App, account: AccountId, link: String, password: String) -> Result<(), Problem> {
     app.sessions.end(account, |_| true).await?;
-    // Whoever had the account before may have left a webhook that tells of everything.
     app.notifications
         .change(account, |settings| {
             settings.webhooks.clear();
             Ok(())
         })
         .await?;
+    app.links.take(LinkKind::Reset, &link, app.now()).await?;
+    app.users.set_password(account, &password).await?;
+    app.sessions.end(account, |_| true).await?;
     app.notifications.tell_of_new_password(app.users.email(account).await?, app.now());
-    Ok(Redirect::to("/sign-in?reset=1").into_response())
+    Ok(())
 }
