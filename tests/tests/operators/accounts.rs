@@ -3,6 +3,7 @@
 use gpubnb_tests::{
     api_client::ApiClient,
     system::{MarketSettings, System},
+    wait::wait_until,
 };
 use reqwest::{Method, StatusCode};
 use tokio::time::{Duration, Instant, sleep};
@@ -50,6 +51,8 @@ async fn an_operator_funds_pays_out_suspends_and_bans_on_the_page_of_an_account(
     ] {
         let body = serde_json::json!({ "payout": gpubnb_events::CommandId::generate(), "amount_usd": amount });
         system.machine_owner.browser_session().post("/wallet/payouts", &body).await.unwrap();
+        let asked = format!("/payouts/{}", body["payout"].as_str().unwrap());
+        wait_until("the payout waits on the page", async || page(&operator, &path).await.contains(&asked)).await;
         let shown = page(&operator, &path).await;
         let action = format!("{path}/payouts/{}", body["payout"].as_str().unwrap());
         assert!(shown.contains(&action), "{shown}");
