@@ -94,7 +94,7 @@ impl FromStr for NotificationKind {
     }
 }
 
-/// What an account wants to be told, and where. An entry of the bucket NOTIFICATIONS.
+/// The settings of an account: which notifications go where. An entry of the bucket NOTIFICATIONS.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotificationSettings {
     /// The e-mail address, if its owner confirmed it. Nothing is sent to another address.
@@ -175,7 +175,7 @@ pub struct Notification {
     pub seq: Option<Seq>,
     /// When the event was recorded.
     pub at: Timestamp,
-    /// What happened, in one sentence.
+    /// The event in one sentence, for people.
     pub title: String,
     /// The page about it, a path such as `/jobs/…`.
     pub path: String,

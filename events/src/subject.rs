@@ -31,9 +31,9 @@ pub const UNFINISHED_ALL: &str = "unfinished.*.*";
 /// Every change notice of the projectors.
 pub const NOTICES: &str = "notice.>";
 
-/// Everything that is to be sent to people and their programs.
+/// Every delivery: a notification or an e-mail that is to be sent.
 pub const DELIVERIES: &str = "delivery.>";
-/// What is to be sent to webhooks.
+/// Notifications that are to be sent to webhooks.
 pub const WEBHOOK_DELIVERIES: &str = "delivery.webhook.*.*";
 /// Notifications that are to be sent by e-mail.
 pub const MAIL_DELIVERIES: &str = "delivery.mail.*";

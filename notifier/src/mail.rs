@@ -29,7 +29,7 @@ use url::Url;
 use crate::{
     letter::Letters,
     notice::read_settings,
-    tries::{Failure, Tries, finish},
+    tries::{Failure, LATER, Tries, finish, published},
 };
 
 /// An account gets at most one e-mail about notifications in this time.
@@ -44,8 +44,6 @@ const AT_ONCE: usize = 8;
 const ACK_WAIT: Duration = Duration::from_secs(30 * 60);
 /// Pause after a failure of the broker.
 const RETRY: Duration = Duration::from_secs(1);
-/// A message whose account cannot be read waits for this time.
-const LATER: Millis = Millis(5_000);
 /// The notifier says this often that it sends e-mail.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
@@ -82,14 +80,14 @@ async fn consumer(js: &Context, name: &str, filter: &str) -> anyhow::Result<Pull
         durable_name: Some(name.to_owned()),
         filter_subject: filter.to_owned(),
         ack_wait: ACK_WAIT,
-        // What waits for its next try counts as pending: with a bound, a few people could stop all others.
+        // A delivery that waits for its next try counts as pending: with a bound, a few people could stop all others.
         max_ack_pending: -1,
         ..Default::default()
     };
     Ok(js.create_consumer_on_stream(config, DELIVERIES).await?)
 }
 
-/// Takes what waits, at most [`BATCH`] messages.
+/// Takes the messages that wait, at most [`BATCH`].
 async fn take(consumer: &PullConsumer) -> anyhow::Result<Vec<jetstream::Message>> {
     let mut taken = Vec::new();
     let mut batch = consumer.batch().max_messages(BATCH).expires(RETRY).messages().await?;
@@ -97,7 +95,7 @@ async fn take(consumer: &PullConsumer) -> anyhow::Result<Vec<jetstream::Message>
         match message {
             Ok(message) => taken.push(message),
             Err(e) => {
-                // What was taken before is sent.
+                // The messages that were taken before are sent.
                 warn!(error = %e, "a delivery was not received");
                 break;
             }
@@ -275,8 +273,8 @@ impl Mailer {
 /// full or disabled ones, and content that the server cannot take.
 const FINAL: [&str; 6] = ["5.1.1", "5.1.2", "5.1.3", "5.1.10", "5.2.", "5.6."];
 
-/// Whether an e-mail may be taken later. Other answers, such as a refused password or sender, are about the settings,
-/// which the operator can mend.
+/// Why the mail server did not take an e-mail. A code outside of [`FINAL`], such as that of a refused password or
+/// sender, is about the settings of the server, which the operator can mend.
 fn failure(error: &smtp::Error) -> Failure {
     let answer = Chain(error).to_string();
     let is_final =
@@ -287,9 +285,4 @@ fn failure(error: &smtp::Error) -> Failure {
         None if error.is_client() => Failure::Final("the e-mail cannot be sent to this address".to_owned()),
         None => Failure::Passing("the mail server does not answer".to_owned()),
     }
-}
-
-/// When a message was put into DELIVERIES.
-fn published(message: &jetstream::Message, now: Timestamp) -> Timestamp {
-    message.info().map_or(now, |info| Timestamp::from_nanos(info.published.unix_timestamp_nanos()))
 }

@@ -29,12 +29,13 @@ impl Notices {
         Self { queries, bucket }
     }
 
-    /// What is to be sent about an event.
+    /// The deliveries about an event.
     pub(crate) async fn about(&self, event: &Event, seq: Seq, at: Timestamp) -> anyhow::Result<Vec<Delivery>> {
         let made = match event {
             Event::Settled(e) => {
-                let ended = self.job_ended(e.consumer, e.job, seq, at).await?;
-                let low = self.balance(e.consumer, seq, at).await?;
+                let settings = self.settings(e.consumer).await?;
+                let ended = self.job_ended(e.consumer, &settings, e.job, (seq, at)).await?;
+                let low = self.balance_of(e.consumer, settings, (seq, at)).await?;
                 // Earnings may end a low balance.
                 let earned = match e.provider.filter(|provider| *provider != e.consumer) {
                     Some(provider) => self.balance(provider, seq, at).await?,
@@ -64,8 +65,13 @@ impl Notices {
         Ok(made.into_iter().flat_map(deliveries).collect())
     }
 
-    async fn job_ended(&self, account: AccountId, id: JobId, seq: Seq, at: Timestamp) -> anyhow::Result<Option<Told>> {
-        let settings = self.settings(account).await?;
+    async fn job_ended(
+        &self,
+        account: AccountId,
+        settings: &NotificationSettings,
+        id: JobId,
+        (seq, at): (Seq, Timestamp),
+    ) -> anyhow::Result<Option<Told>> {
         if !JOB_KINDS.into_iter().any(|kind| settings.wants(kind)) {
             return Ok(None);
         }
@@ -81,12 +87,20 @@ impl Notices {
         let cost = job.cost.unwrap_or_default();
         let title = format!("Job {} {ended}. It cost {cost}.", name(&job.spec.name));
         let data = json!({ "job": id, "name": job.spec.name, "state": job.state.name(), "cost": cost });
-        Ok(Told::new(account, settings, kind, (seq, at), title, format!("/jobs/{id}"), data))
+        Ok(Told::new(account, settings.clone(), kind, (seq, at), title, format!("/jobs/{id}"), data))
+    }
+
+    async fn balance(&self, account: AccountId, seq: Seq, at: Timestamp) -> anyhow::Result<Option<Told>> {
+        self.balance_of(account, self.settings(account).await?, (seq, at)).await
     }
 
     /// The notification that the balance is low: once, until the balance is no longer low.
-    async fn balance(&self, account: AccountId, seq: Seq, at: Timestamp) -> anyhow::Result<Option<Told>> {
-        let settings = self.settings(account).await?;
+    async fn balance_of(
+        &self,
+        account: AccountId,
+        settings: NotificationSettings,
+        (seq, at): (Seq, Timestamp),
+    ) -> anyhow::Result<Option<Told>> {
         if !settings.wants(NotificationKind::BalanceLow) {
             return Ok(None);
         }
@@ -153,7 +167,7 @@ impl Notices {
     }
 }
 
-/// What an account wants to be told.
+/// The settings of an account.
 pub(crate) async fn read_settings(bucket: &kv::Store, account: AccountId) -> anyhow::Result<NotificationSettings> {
     let Some(bytes) = bucket.get(format!("account.{account}")).await? else {
         return Ok(NotificationSettings::default());

@@ -8,15 +8,17 @@ use tracing::warn;
 
 /// Shortest and longest time between two tries.
 const PAUSES: (Millis, Millis) = (Millis(5_000), Millis(6 * 3_600_000));
+/// A delivery that was not tried, because its account is busy or cannot be read now, waits for this time.
+pub(crate) const LATER: Millis = PAUSES.0;
 /// A delivery is given up after this time.
 const GIVE_UP: Millis = Millis(3 * 24 * 3_600_000 - 6 * 3_600_000);
 
 /// Why a delivery failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// It may succeed later.
+    /// The delivery may succeed later.
     Passing(String),
-    /// It will never succeed.
+    /// The delivery will never succeed.
     Final(String),
 }
 
@@ -60,6 +62,11 @@ impl Tries {
             warn!(error = %Chain(&e), "a try of a delivery was not recorded");
         }
     }
+}
+
+/// When a message was put into DELIVERIES; `now` if the message does not say.
+pub(crate) fn published(message: &jetstream::Message, now: Timestamp) -> Timestamp {
+    message.info().map_or(now, |info| Timestamp::from_nanos(info.published.unix_timestamp_nanos()))
 }
 
 /// Ends the work on a message of DELIVERIES: for good, or until `pause` has passed.

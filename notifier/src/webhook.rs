@@ -26,7 +26,7 @@ use url::Url;
 
 use crate::{
     notice::read_settings,
-    tries::{Failure, Tries, finish},
+    tries::{Failure, LATER, Tries, finish, published},
 };
 
 /// Longest time for a request and its answer.
@@ -48,7 +48,8 @@ pub(crate) async fn deliver(js: Context, sender: Arc<Sender>, tries: Tries, shut
                 durable_name: Some("webhook".to_owned()),
                 filter_subject: subject::WEBHOOK_DELIVERIES.to_owned(),
                 ack_wait: 12 * TIMEOUT,
-                // What waits for its next try counts as pending: with a bound, one account could stop all others.
+                // A delivery that waits for its next try counts as pending: with a bound, one account could stop all
+                // others.
                 max_ack_pending: -1,
                 ..Default::default()
             };
@@ -110,14 +111,13 @@ impl Sender {
         };
         let now = self.clock.now();
         let Some((_permit, dialer)) = self.permit(account, now).await else {
-            let busy = Failure::Passing(String::new());
-            return finish(message, busy.pause(now, now)).await;
+            return finish(message, Some(LATER)).await;
         };
         let settings = match read_settings(&self.settings, account).await {
             Ok(settings) => settings,
             Err(e) => {
                 warn!(error = format!("{e:#}"), "the settings of an account cannot be read; the delivery waits");
-                return finish(message, Failure::Passing(String::new()).pause(now, now)).await;
+                return finish(message, Some(LATER)).await;
             }
         };
         let Some(known) = settings.webhooks.into_iter().find(|known| known.id == webhook) else {
@@ -126,9 +126,8 @@ impl Sender {
         };
         let sent = self.send(&dialer, &known, &id, &notification).await;
         let failure = sent.err();
-        let since = message.info().map_or(now, |info| Timestamp::from_nanos(info.published.unix_timestamp_nanos()));
         let now = self.clock.now();
-        let pause = failure.as_ref().and_then(|failure| failure.pause(since, now));
+        let pause = failure.as_ref().and_then(|failure| failure.pause(published(message, now), now));
         let made = DeliveryTry {
             id,
             kind: notification.kind,

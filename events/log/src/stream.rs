@@ -47,9 +47,9 @@ pub const JOBENV: &str = "JOBENV";
 
 /// Bucket of the bytes of output that each account's jobs have written.
 pub const OUTPUTUSE: &str = "OUTPUTUSE";
-/// Bucket of what each account wants to be told, and of the notifier's position in the log.
+/// Bucket of the notification settings of each account, and of the notifier's position in the log.
 pub const NOTIFICATIONS: &str = "NOTIFICATIONS";
-/// What is to be sent to people and their programs.
+/// Deliveries: notifications and e-mails that are to be sent to people and their programs.
 pub const DELIVERIES: &str = "DELIVERIES";
 /// The tries of deliveries, for the people who receive them.
 pub const DELIVERYLOG: &str = "DELIVERYLOG";

@@ -32,7 +32,7 @@ pub(crate) use self::{
     secret::{is_secret, new_webhook_secret},
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},
     streams::OpenStreams,
-    users::{NewToken, SignUp, TokenInfo, Users, login_of},
+    users::{NewToken, SignUp, TokenInfo, Users, check_password, login_of},
     viewer::{SignedIn, Viewer},
 };
 

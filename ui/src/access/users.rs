@@ -124,7 +124,8 @@ fn check_email(email: &str) -> Result<(), Problem> {
     Err(Problem::invalid("email", "This is not an e-mail address."))
 }
 
-fn check_password(password: &str) -> Result<(), Problem> {
+/// Checks a password before it is set.
+pub(crate) fn check_password(password: &str) -> Result<(), Problem> {
     if PASSWORD_CHARACTERS.contains(&password.chars().count()) {
         return Ok(());
     }
@@ -242,12 +243,6 @@ impl Users {
             return Err(Problem::invalid("old", "This is not your present password."));
         }
         self.set_password(account, new).await
-    }
-
-    /// Checks a password before it is set.
-    #[allow(clippy::unused_self)]
-    pub(crate) fn check_new_password(&self, new: &str) -> Result<(), Problem> {
-        check_password(new)
     }
 
     /// Replaces the password, and revokes all tokens of the user.

@@ -78,14 +78,15 @@ impl NotificationsPage {
         webhook.kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// True if a box of the form with the field `marker` is checked: as it was sent, or else `stored`.
+    /// True if a box is checked, in the form that has the field `marker`: as it was sent; otherwise, for e-mail, as it
+    /// is stored, and for a new webhook always.
     // askama passes references.
     #[allow(clippy::trivially_copy_pass_by_ref)]
-    fn is_checked(&self, marker: &str, kind: &NotificationKind, stored: bool) -> bool {
+    fn is_checked(&self, marker: &str, kind: &NotificationKind) -> bool {
         if self.fields.iter().any(|(name, _)| name == marker) {
             return checked_kinds(&self.fields).contains(kind);
         }
-        stored
+        marker != "has_mail" || self.settings.mail.contains(kind)
     }
 
     fn is_wrong(&self, field: &str) -> bool {

@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::{Layout, render_page};
 use crate::{
-    access::{Client, LinkKind, Viewer},
+    access::{Client, LinkKind, Viewer, check_password},
     app::App,
     error::{PageError, Problem},
     extract::{Form, Path},
@@ -110,7 +110,7 @@ pub(crate) async fn reset(
 ) -> Result<Response, PageError> {
     app.rate_limits.count_guess(client.address)?;
     let account = app.links.check(LinkKind::Reset, &link, app.now()).await?;
-    if let Err(problem) = app.users.check_new_password(&form.password) {
+    if let Err(problem) = check_password(&form.password) {
         app.rate_limits.take_back_guess(client.address);
         return Ok(render(viewer, link, Some(problem))?);
     }
