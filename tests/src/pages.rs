@@ -2,10 +2,16 @@
 //! the web server's routes.
 
 /// Pages of a signed-in person: the address and the name of the screenshot.
-pub const PAGES: [(&str, &str); 16] = [
+pub const PAGES: [(&str, &str); 22] = [
     ("/", "landing"),
     ("/market", "market"),
+    ("/market/prices", "prices"),
+    ("/market/compare", "compare"),
+    ("/earn", "earn"),
+    ("/status", "status"),
+    ("/find", "find"),
     ("/jobs", "jobs"),
+    ("/jobs/compare", "compare-jobs"),
     ("/jobs/new", "new-job"),
     ("/wallet", "wallet"),
     ("/account", "account"),

@@ -31,7 +31,9 @@ impl Process {
         let log = directory.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log)?;
         let log_start = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+        // The errors of programs are compared with texts, among which a backtrace is none.
         let child = command
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)

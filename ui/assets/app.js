@@ -168,11 +168,96 @@ if (slider) {
 const reloading = document.querySelector("[data-again]");
 if (reloading) setTimeout(() => location.reload(), Number(reloading.dataset.again));
 
-// A form with the attribute `data-confirm` asks this question before it is submitted.
+// Another template keeps what was typed and uploaded, but for the fields of the present template and for secrets, which
+// must not be in an address.
+document.querySelector("nav.picker")?.addEventListener("click", ({ target }) => {
+  const link = target.closest("a");
+  const form = document.getElementById("job-form");
+  if (!link || !form) return;
+  const address = new URL(link.href);
+  const isKept = (name) => name && !/^(parameter\..*|again|template|command|image|workdir|env|csrf|job)$/.test(name);
+  for (const [name, value] of new URLSearchParams(location.search)) {
+    if (isKept(name) && name !== "machine" && name !== "input") address.searchParams.set(name, value);
+  }
+  for (const field of form.elements) {
+    const isChanged =
+      field.type === "checkbox"
+        ? field.checked !== field.defaultChecked
+        : field.tagName === "SELECT"
+          ? !field.selectedOptions[0]?.defaultSelected
+          : field.value !== field.defaultValue;
+    if (field.name === "input") address.searchParams.append("input", field.value);
+    else if (isKept(field.name) && isChanged) {
+      address.searchParams.set(field.name, field.type === "checkbox" && !field.checked ? "" : field.value);
+    }
+  }
+  link.href = address;
+});
+
+// A form, or one of its buttons, with the attribute `data-confirm` asks this question before the form is submitted.
 document.body.addEventListener("submit", (event) => {
-  const question = event.target.dataset.confirm;
+  const question = event.submitter?.dataset.confirm ?? event.target.dataset.confirm;
   if (question && !window.confirm(question)) event.preventDefault();
 });
+
+// The dialog that finds anything: Ctrl-K or Cmd-K, or `/` outside of a field. The arrow keys choose a result, Enter opens
+// it. Without scripts, the link leads to a page with the same results.
+const finder = document.getElementById("find");
+const finderInput = finder.querySelector("input");
+const finderResults = document.getElementById("find-results");
+let findTimer = null;
+let findNumber = 0;
+const showResults = async () => {
+  const number = ++findNumber;
+  try {
+    const answer = await fetch(`/find?part=1&q=${encodeURIComponent(finderInput.value)}`);
+    if (number !== findNumber) return;
+    if (!answer.ok) throw new Error();
+    finderResults.innerHTML = await answer.text();
+    finderResults.querySelector("a")?.setAttribute("aria-current", "true");
+  } catch {
+    if (number === findNumber) finderResults.textContent = "The market did not answer. Type to try again.";
+  }
+};
+const openFinder = () => {
+  if (finder.open) return;
+  finder.showModal();
+  finderInput.select();
+  showResults();
+};
+const moveChoice = (step) => {
+  const links = [...finderResults.querySelectorAll("a")];
+  const chosen = links.findIndex((link) => link.ariaCurrent === "true");
+  const next = links[Math.min(Math.max(chosen + step, 0), links.length - 1)];
+  links[chosen]?.removeAttribute("aria-current");
+  next?.setAttribute("aria-current", "true");
+  next?.scrollIntoView({ block: "nearest" });
+};
+document.querySelector("a.find").addEventListener("click", (event) => {
+  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  openFinder();
+});
+document.addEventListener("keydown", (event) => {
+  const isTyping = event.target.matches("input, textarea, select, [contenteditable]");
+  const isShortcut = event.key.toLowerCase() === "k" && (event.ctrlKey || event.metaKey);
+  if (!isShortcut && (event.key !== "/" || isTyping || event.ctrlKey || event.metaKey || event.altKey)) return;
+  event.preventDefault();
+  openFinder();
+});
+finderInput.addEventListener("input", () => {
+  clearTimeout(findTimer);
+  findTimer = setTimeout(showResults, 120);
+});
+finder.addEventListener("keydown", (event) => {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (step) moveChoice(step);
+  else if (event.key === "Enter") finderResults.querySelector("[aria-current]")?.click();
+  else return;
+  event.preventDefault();
+});
+// A press outside of the dialog closes it.
+finder.addEventListener("click", ({ target }) => target === finder && finder.close());
 
 // If htmx cannot fetch a part of the page, an error message takes the place of the part.
 for (const failed of ["htmx:sendError", "htmx:responseError", "htmx:timeout"]) {

@@ -11,7 +11,7 @@ use tracing::warn;
 use utoipa::ToSchema;
 
 use crate::{
-    access::{Client, KNOWN_COOKIE, LinkKind, SignUp, SignedIn, Source, login_of, network_of},
+    access::{Client, KNOWN_COOKIE, LinkKind, SignInProof, SignUp, SignedIn, Source, login_of, network_of},
     app::App,
     error::Problem,
     state::notifications::DAY,
@@ -121,6 +121,7 @@ pub(crate) async fn check_password(
     let account = signed_in?;
     // Signing up has two steps. The process may have stopped between them, so the second step is repeated here.
     open_account(app, account).await?;
+    app.sign_ins.record(account, client, SignInProof::Password, app.now()).await;
     Ok(account)
 }
 

@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
 
 use crate::{
-    access::{MailedLinks, OpenStreams, RateLimits, Sessions, Users},
+    access::{MailedLinks, OpenStreams, RateLimits, Sessions, SignIns, Users},
     request_span,
     state::{Changes, MachineCache, Notifications, Uploads, WorkerProgram},
 };
@@ -34,6 +34,7 @@ pub(crate) struct Broker {
 pub(crate) struct App {
     pub(crate) users: Users,
     pub(crate) sessions: Sessions,
+    pub(crate) sign_ins: SignIns,
     pub(crate) links: MailedLinks,
     pub(crate) notifications: Notifications,
     pub(crate) rate_limits: RateLimits,

@@ -10,46 +10,108 @@ const HEIGHT: f64 = 120.0;
 /// The maximum distance in milliseconds between two connected points. The line is broken at a longer gap.
 const GAP: i64 = 180_000;
 
-/// Draws values over time as a line. A point is (time in milliseconds, value). The horizontal axis reaches from `from`
-/// to `to`. The vertical axis reaches from zero to `scale`, or to the highest value if this is higher.
-pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], (from, to): (i64, i64), scale: f64) -> String {
-    let top = points.iter().map(|(_, v)| *v).fold(scale, f64::max);
-    let top = if top > 0.0 { top } else { 1.0 };
-    let (name, unit) = (escape::html(name), escape::html(unit));
-    let summary = match points.last() {
-        None => "no readings yet".to_owned(),
-        Some((_, last)) => {
-            let low = points.iter().map(|(_, v)| *v).fold(f64::INFINITY, f64::min);
-            let high = points.iter().map(|(_, v)| *v).fold(0.0, f64::max);
-            format!("{} {unit}; {} to {} {unit}", short(*last), short(low), short(high))
-        }
-    };
-    let lines = segments(points, (from, to), top);
+/// A chart of values over time.
+pub(crate) struct Line<'a> {
+    pub(crate) name: &'a str,
+    /// The unit of the values; empty for amounts that [`Line::text`] writes with their unit.
+    pub(crate) unit: &'a str,
+    /// Each point is (time in milliseconds, value), in order of time.
+    pub(crate) points: &'a [(i64, f64)],
+    /// The begin and the end of the horizontal axis.
+    pub(crate) period: (i64, i64),
+    /// The vertical axis reaches from zero to this value, or to the highest value if that is higher.
+    pub(crate) scale: f64,
+    /// The maximum distance in milliseconds between two connected points. The line is broken at a longer gap.
+    pub(crate) gap: i64,
+    /// A value in words.
+    pub(crate) text: fn(f64) -> String,
+}
+
+/// Draws the readings of a machine, of which there is one each minute, as a line.
+pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], period: (i64, i64), scale: f64) -> String {
+    Line { name, unit, points, period, scale, gap: GAP, text: short }.draw()
+}
+
+impl Line<'_> {
+    pub(crate) fn draw(&self) -> String {
+        let values = || self.points.iter().map(|(_, value)| *value);
+        let top = values().fold(self.scale, f64::max);
+        let top = if top > 0.0 { top } else { 1.0 };
+        let (name, unit) = (escape::html(self.name), escape::html(self.unit));
+        let text = |value: f64| format!("{} {unit}", (self.text)(value)).trim_end().to_owned();
+        let summary = match self.points.last() {
+            None => "no readings yet".to_owned(),
+            Some((_, last)) => {
+                let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+                format!("now {}; from {} to {}", text(*last), text(low), text(high))
+            }
+        };
+        let lines = segments(self.points, self.period, top, self.gap);
+        format!(
+            "<figure class=\"chart\"><figcaption><b>{name}</b> <span>{summary}</span></figcaption>\
+             <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" \
+             aria-label=\"{name}: {summary}\">\
+             <path class=\"grid\" d=\"M0 1H{WIDTH}M0 {half}H{WIDTH}M0 {bottom}H{WIDTH}\"/>{lines}</svg>\
+             <p class=\"axis\"><span>{ago} ago</span><span>top: {top}</span><span>now</span></p></figure>",
+            half = HEIGHT / 2.0,
+            bottom = HEIGHT - 1.0,
+            ago = long(self.period.1 - self.period.0),
+            top = text(top),
+        )
+    }
+}
+
+/// One bar of a bar chart.
+pub(crate) struct Bar {
+    /// The words under the pointer: `3 Mar: $0.12`.
+    pub(crate) label: String,
+    pub(crate) value: f64,
+}
+
+/// Draws values as bars from zero to the highest value. `summary` says the chart in words.
+// The values become pixels, so the lost precision is invisible.
+#[allow(clippy::cast_precision_loss)]
+pub(crate) fn bars(name: &str, summary: &str, bars: &[Bar], (first, last): (&str, &str)) -> String {
+    let (name, summary) = (escape::html(name), escape::html(summary));
+    let top = bars.iter().map(|bar| bar.value).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    let width = WIDTH / bars.len().max(1) as f64;
+    let mut html = String::new();
+    for (number, bar) in bars.iter().enumerate() {
+        let height = bar.value.max(0.0) / top * (HEIGHT - 4.0);
+        // A day without earnings is a line on the ground, so that the day can be pointed at. Writing cannot fail.
+        let _ = write!(
+            html,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{w:.1}\" height=\"{h:.1}\"><title>{label}</title></rect>",
+            x = number as f64 * width + width * 0.1,
+            y = HEIGHT - height.max(1.0),
+            w = width * 0.8,
+            h = height.max(1.0),
+            label = escape::html(&bar.label),
+        );
+    }
     format!(
-        "<figure class=\"chart\"><figcaption><b>{name}</b> <span>{summary}</span></figcaption>\
+        "<figure class=\"chart bars\"><figcaption><b>{name}</b> <span>{summary}</span></figcaption>\
          <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" \
-         aria-label=\"{name}: {summary}\">\
-         <path class=\"grid\" d=\"M0 1H{WIDTH}M0 {half}H{WIDTH}M0 {bottom}H{WIDTH}\"/>{lines}</svg>\
-         <p class=\"axis\"><span>{ago} ago</span><span>top: {top} {unit}</span><span>now</span></p></figure>",
-        half = HEIGHT / 2.0,
-        bottom = HEIGHT - 1.0,
-        ago = hours(to - from),
-        top = short(top),
+         aria-label=\"{name}: {summary}\">{html}</svg>\
+         <p class=\"axis\"><span>{first}</span><span>{last}</span></p></figure>",
+        first = escape::html(first),
+        last = escape::html(last),
     )
 }
 
-/// A duration in hours, rounded: `24 h`.
-fn hours(ms: i64) -> String {
-    format!("{} h", (ms + 1_800_000) / 3_600_000)
+/// A duration in hours or, from two days on, in days, rounded: `24 h`, `7 days`.
+fn long(ms: i64) -> String {
+    let hours = (ms + 1_800_000) / 3_600_000;
+    if hours >= 48 { format!("{} days", (hours + 12) / 24) } else { format!("{hours} h") }
 }
 
 /// The points as polylines. A new polyline begins after each gap.
 // The values become pixels, so the lost precision is invisible.
 #[allow(clippy::cast_precision_loss)]
-fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64) -> String {
+fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64, gap: i64) -> String {
     let span = (to - from).max(1) as f64;
     let mut html = String::new();
-    for run in points.chunk_by(|(a, _), (b, _)| b - a <= GAP) {
+    for run in points.chunk_by(|(a, _), (b, _)| b - a <= gap) {
         html.push_str("<polyline points=\"");
         for (at, value) in run {
             let x = (at - from) as f64 / span * WIDTH;
@@ -77,12 +139,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn bars_reach_from_the_ground_to_the_highest_value() {
+        let bar = |label: &str, value| Bar { label: label.to_owned(), value };
+        let html = bars("Earned", "$3 in 2 days", &[bar("<1>", 0.0), bar("2", 3.0)], ("first", "today"));
+        assert_eq!(html.matches("<rect").count(), 2);
+        assert!(
+            html.contains("height=\"1.0\"><title>&#60;1&#62;") && html.contains("height=\"116.0\"><title>2"),
+            "{html}"
+        );
+    }
+
+    #[test]
     fn a_line_names_its_last_value_and_is_broken_at_gaps() {
         let minute = 60_000;
         let points = [(0, 10.0), (minute, 20.0), (10 * minute, 30.5)];
         let html = line("Load", "%", &points, (0, 60 * minute), 100.0);
         assert_eq!(html.matches("<polyline").count(), 2);
-        assert!(html.contains("30.5 %; 10 to 30.5 %") && html.contains("1 h ago"), "{html}");
+        assert!(html.contains("now 30.5 %; from 10 % to 30.5 %") && html.contains("1 h ago"), "{html}");
         assert!(line("<b>", "%", &[], (0, minute), 0.0).contains("&#60;b&#62;: no readings yet"));
     }
 }

@@ -90,10 +90,16 @@ fn field_of(name: &str) -> &str {
     }
 }
 
+/// The label of a field of the form, such as `Memory` for `memory_mib`.
+pub(crate) fn label_of_form_field(name: &str) -> &str {
+    label(field_of(name))
+}
+
 /// The label that a page shows for the field that an error names.
 pub(crate) fn label(field: &str) -> &str {
     match field {
         "name" => "Name",
+        "template" => "Template",
         "image" => "Image",
         "command" => "Command",
         "inputs" => "Files for the job",

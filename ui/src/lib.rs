@@ -27,6 +27,7 @@ mod live;
 mod openapi;
 mod page;
 mod portrait;
+mod prices;
 mod request_span;
 mod routes;
 mod run;

@@ -10,7 +10,7 @@ use gpubnb_events::{
     template::Template,
 };
 use gpubnb_query::view::{
-    AttemptOutcome, Day, Figures, JobView, Reading, Receipt, TrailEvent,
+    AttemptOutcome, Day, Figures, JobView, MarketDay, ModelHistory, Reading, Receipt, TrailEvent,
     ops::{Accounts, Platform, StuckJob, TimeTravel},
 };
 
@@ -38,6 +38,8 @@ fn pages(routes: Routes) -> Routes {
         .get("/live", Public, page::landing::live)
         .get("/market", Public, page::market::page)
         .get("/market/live", Public, page::market::live)
+        .get("/market/prices", Public, page::prices::page)
+        .get("/market/compare", Public, page::compare::machines)
         .get("/machines/{machine}", Public, page::machine::page)
         .get("/machines/{machine}/live", Public, page::machine::live)
         .post("/machines/{machine}/wish", Session, page::provider::change)
@@ -46,6 +48,8 @@ fn pages(routes: Routes) -> Routes {
         .post("/jobs", Session, page::new_job::submit)
         .get("/jobs/live", Session, page::jobs::live)
         .post("/jobs/cancel", Session, page::jobs::cancel)
+        .get("/jobs/compare", Session, page::compare::jobs)
+        .post("/jobs/compare", Session, page::compare::selected_jobs)
         .get("/jobs/new", Session, page::new_job::page)
         .post("/jobs/quote", Session, page::new_job::quote)
         .get("/jobs/{job}", Session, page::job::page)
@@ -67,6 +71,7 @@ fn pages(routes: Routes) -> Routes {
         .post("/wallet/payouts", Session, page::wallet::payout)
         .get("/provider", Session, page::provider::page)
         .get("/provider/live", Session, page::provider::live)
+        .get("/earn", Public, page::earn::page)
         .get("/provider/add", Session, page::add_machine::page)
         .get("/provider/add/live", Session, page::add_machine::live)
         .post("/provider/enrollments", Session, page::add_machine::enroll)
@@ -119,6 +124,8 @@ fn console_and_documents(routes: Routes) -> Routes {
         .post("/console/accounts/{account}/payouts/{payout}", Operator, page::console_account::close_payout)
         .post("/console/machines/{machine}/ban", Operator, page::console_account::ban)
         .get("/styleguide", Public, page::styleguide::page)
+        .get("/find", Public, page::find::page)
+        .get("/status", Public, page::status::page)
         .get("/terms", Public, page::terms::page)
         .get("/docs", Public, page::docs::page)
         .get("/docs/endpoints", Public, page::docs::endpoints_page)
@@ -163,6 +170,16 @@ fn machines(routes: Routes) -> Routes {
         .get("/api/v1/market", Public, api::machines::figures)
         .about("Figures of the market.")
         .answers::<Figures>()
+        .get("/api/v1/market/models", Public, api::machines::models)
+        .about("The models of GPU that machines of the market have had; `CPU only` stands for no GPU.")
+        .answers::<api::machines::Models>()
+        .get("/api/v1/market/history", Public, api::machines::history)
+        .query::<api::machines::HistoryPeriod>()
+        .about("The prices and the free machines of one model, by the hour.")
+        .answers::<ModelHistory>()
+        .get("/api/v1/market/days", Public, api::machines::market_days)
+        .about("What became of jobs and machines on each of the last 31 days, newest first.")
+        .lists::<MarketDay>()
         .get("/api/v1/templates", Public, api::machines::templates)
         .about("The approved templates of jobs.")
         .lists::<Template>()

@@ -68,6 +68,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let app = App {
         webhook_host: args.webhook_host.as_deref().map(Into::into),
         terms: terms.unwrap_or_default().into(),
+        sign_ins: users.sign_ins(),
         links: users.links(),
         users,
         sessions,

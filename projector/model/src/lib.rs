@@ -11,7 +11,9 @@ pub mod balances;
 pub mod figures;
 pub mod jobs;
 pub mod ledger;
+mod machine_state;
 pub mod machines;
+pub mod market_history;
 pub mod merkle;
 pub mod rows;
 #[cfg(any(test, feature = "testing"))]
@@ -50,6 +52,7 @@ pub fn all() -> Vec<Box<dyn Projection>> {
         Box::new(timeline::Timeline),
         Box::new(ledger::Ledger),
         Box::new(figures::MarketFigures),
+        Box::new(market_history::MarketHistory),
         Box::new(merkle::Merkle),
     ]
 }

@@ -10,6 +10,7 @@ use gpubnb_query::view::{Day, MachineState};
 use gpubnb_store::{RowBytes, StoreError, Table, WriteBatch};
 use serde::{Deserialize, Serialize};
 
+use super::machine_state::StateFacts;
 use super::rows::{DayRow, FaultRow, MachineRow};
 use super::{Projection, account_key, job_key, key, machine_key};
 
@@ -115,20 +116,14 @@ impl Projection for Machines {
         let gpubnb_events::Aggregate::Machine(machine) = event.aggregate() else { return Ok(()) };
         update_row(rows, recorded, machine, |row| match event {
             Event::MachineRepriced(e) => row.offer.price = e.price,
-            Event::MachinePaused(e) if e.away => row.away = true,
-            Event::MachineResumed(e) if e.away => row.away = false,
-            Event::MachinePaused(_) => row.wanted = MachineState::Paused,
-            Event::MachineResumed(_) => row.wanted = MachineState::Online,
-            Event::MachineDrainStarted(e) if e.maintenance => row.wanted = MachineState::Maintenance,
-            Event::MachineDrainStarted(_) => row.wanted = MachineState::Draining,
-            Event::MachineDelisted(_) => row.wanted = MachineState::Delisted,
-            Event::MachineSuspected(_) => row.presence = MachineState::Suspect,
-            Event::MachineLost(_) => row.presence = MachineState::Lost,
-            Event::MachineRecovered(_) => row.presence = MachineState::Online,
             Event::MachineTested(e) => row.checks.clone_from(&e.checks),
-            _ => {}
+            _ => state_facts(row).apply(event),
         })
     }
+}
+
+fn state_facts(row: &mut MachineRow) -> StateFacts<'_> {
+    StateFacts { wanted: &mut row.wanted, presence: &mut row.presence, away: &mut row.away }
 }
 
 /// A change of a machine's row.
@@ -237,15 +232,11 @@ fn list_machine(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListe
         public_keys.push(public_key.clone());
     }
     let row = match known {
-        Some(known) => MachineRow {
-            offer: e.offer.clone(),
-            // A new offer does not end the owner's pause. It only makes a delisted machine available again.
-            wanted: if known.wanted == MachineState::Delisted { MachineState::Online } else { known.wanted },
-            presence: MachineState::Online,
-            public_keys,
-            seq: recorded.seq,
-            ..known
-        },
+        Some(known) => {
+            let mut row = MachineRow { offer: e.offer.clone(), public_keys, seq: recorded.seq, ..known };
+            state_facts(&mut row).list_again();
+            row
+        }
         None => MachineRow {
             machine: e.machine,
             owner: e.owner,

@@ -15,8 +15,8 @@ use gpubnb_events::{
     spec::{Artifact, JobSpec, LeftOut, Limits, Offer, Placement, PlacementExplanation, Terms, Traffic},
 };
 use gpubnb_query::view::{
-    AttemptView, Balance, Day, Figures, JobState, JobView, LastFault, ListedMachine, MachineState, Receipt,
-    StatementLine, ops::LedgerSums,
+    AttemptView, Balance, Day, Figures, JobState, JobView, LastFault, ListedMachine, MachineState, MarketDay,
+    ModelHour, Receipt, StatementLine, ops::LedgerSums,
 };
 use serde::{Deserialize, Serialize};
 
@@ -161,6 +161,61 @@ pub struct FiguresRow {
     pub fees: MicroUsd,
     pub metered: Millis,
     pub cheapest: Option<HourlyRate>,
+}
+
+/// The stored form of [`ModelHour`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelHourRow {
+    pub hour: u32,
+    pub machines: u32,
+    pub free: u32,
+    pub lowest: Option<HourlyRate>,
+    pub median: Option<HourlyRate>,
+}
+
+impl From<ModelHourRow> for ModelHour {
+    fn from(row: ModelHourRow) -> Self {
+        let ModelHourRow { hour, machines, free, lowest, median } = row;
+        Self { hour, machines, free, lowest, median }
+    }
+}
+
+/// The stored form of [`MarketDay`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarketDayRow {
+    pub day: u32,
+    pub submitted: u32,
+    pub assigned: u32,
+    pub waited: Millis,
+    pub completed: u32,
+    pub failed: u32,
+    pub given_up: u32,
+    pub cancelled: u32,
+    pub settled: u32,
+    pub slowest_bill: Millis,
+    pub machine_faults: u32,
+    pub machines_lost: u32,
+}
+
+impl From<MarketDayRow> for MarketDay {
+    fn from(row: MarketDayRow) -> Self {
+        let MarketDayRow { day, submitted, assigned, waited, completed, failed, given_up, cancelled, .. } = row;
+        let MarketDayRow { settled, slowest_bill, machine_faults, machines_lost, .. } = row;
+        Self {
+            day,
+            submitted,
+            assigned,
+            waited,
+            completed,
+            failed,
+            given_up,
+            cancelled,
+            settled,
+            slowest_bill,
+            machine_faults,
+            machines_lost,
+        }
+    }
 }
 
 /// The stored form of [`LedgerSums`].

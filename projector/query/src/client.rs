@@ -9,11 +9,12 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     request::{
-        DaysOf, DaysQuery, EventsQuery, JobsQuery, Lag, LogPoint, MACHINES_PER_ANSWER, MachinesOfQuery, QueryRequest,
-        ReadingsQuery, StatementQuery, TrailOf, TrailQuery,
+        DaysOf, DaysQuery, EventsQuery, JobsQuery, Lag, LogPoint, MACHINES_PER_ANSWER, MachinesOfQuery,
+        ModelHistoryQuery, QueryRequest, ReadingsQuery, StatementQuery, TrailOf, TrailQuery,
     },
     view::{
-        AttemptOutcome, Balance, Day, Figures, JobView, MachineView, Page, Reading, Receipt, StatementLine, TrailEvent,
+        AttemptOutcome, Balance, Day, Figures, JobView, MachineView, MarketDay, ModelHistory, Page, Reading, Receipt,
+        StatementLine, TrailEvent,
         ops::{Accounts, PastRow, Platform, StuckJob, TimeTravel},
     },
 };
@@ -114,6 +115,21 @@ impl QueryClient {
     /// The market's figures.
     pub async fn figures(&self, actor: Actor) -> Result<Figures, RpcError> {
         self.ask("figures", actor, Seq::ZERO, ()).await
+    }
+
+    /// The names of all models that machines of the market ever had, in alphabetical order.
+    pub async fn models(&self, actor: Actor) -> Result<Vec<String>, RpcError> {
+        self.ask("models", actor, Seq::ZERO, ()).await
+    }
+
+    /// The prices and the free machines of a model in the last hours.
+    pub async fn model_history(&self, actor: Actor, query: ModelHistoryQuery) -> Result<ModelHistory, RpcError> {
+        self.ask("model_history", actor, Seq::ZERO, query).await
+    }
+
+    /// What became of jobs and machines on the last `limit` days with an event, newest first.
+    pub async fn market_days(&self, actor: Actor, limit: u32) -> Result<Vec<MarketDay>, RpcError> {
+        self.ask("market_days", actor, Seq::ZERO, limit).await
     }
 
     /// All machines that are not delisted.

@@ -110,6 +110,15 @@ pub enum DaysOf {
     Machine(MachineId),
 }
 
+/// Asks for the history of a model of GPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelHistoryQuery {
+    /// The model, or `CPU only`.
+    pub model: String,
+    /// The first hour, as the number of hours since 1970. The answer has at most 1,000 hours.
+    pub from_hour: u32,
+}
+
 /// Asks for the sums of the days with a settlement, newest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaysQuery {

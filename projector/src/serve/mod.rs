@@ -76,6 +76,9 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     let keys = |q: Queries, _, ()| async move { Ok(q.head_keys.to_vec()) };
     endpoint(server, &without_floor, "head_keys", keys).await?;
     endpoint(server, q, "figures", |q, _, ()| async move { q.read.figures() }).await?;
+    endpoint(server, q, "models", |q, _, ()| async move { q.read.models() }).await?;
+    endpoint(server, q, "model_history", |q, _, query| async move { q.read.model_history(&query) }).await?;
+    endpoint(server, q, "market_days", |q, _, limit: u32| async move { q.read.market_days(limit) }).await?;
     endpoint(server, q, "machines", |q, _, after| async move { q.read.machines(after) }).await?;
     endpoint(server, q, "machines_of", |q, actor, query| async move { q.read.machines_of(actor, query) }).await?;
     endpoint(server, q, "outcomes", |q, _, machine: MachineId| async move { q.read.outcomes(machine) }).await?;
@@ -128,14 +131,40 @@ where
             async move {
                 let QueryRequest { min_seq, body } = incoming.parse()?;
                 queries.wait_for(min_seq.max(queries.floor)).await?;
-                let answer = handler(queries, incoming.actor, body).await?;
-                serde_json::to_value(answer).map_err(|e| RpcError::unavailable("the answer could not be written", &e))
+                let not_found = match handler(queries.clone(), incoming.actor, body).await {
+                    Err(e) if is_not_found(&e) => e,
+                    answer => return to_json(answer?),
+                };
+                if !queries.catch_up().await? {
+                    return Err(not_found);
+                }
+                let QueryRequest { body, .. } = incoming.parse()?;
+                to_json(handler(queries, incoming.actor, body).await?)
             }
         })
         .await
 }
 
+fn is_not_found(e: &RpcError) -> bool {
+    matches!(e, RpcError::Refused(refusal) if refusal.kind == RefusalKind::NotFound)
+}
+
+fn to_json(answer: impl Serialize) -> Result<serde_json::Value, RpcError> {
+    serde_json::to_value(answer).map_err(|e| RpcError::unavailable("the answer could not be written", &e))
+}
+
 impl Queries {
+    /// Waits until the models have folded the present end of the log. Returns false if they had already. A job that
+    /// somebody has just submitted may be in the log and not folded yet: it must not seem not to exist.
+    async fn catch_up(&self) -> Result<bool, RpcError> {
+        let last = self.log.last_seq().await?;
+        if self.applied.borrow().seq >= last {
+            return Ok(false);
+        }
+        self.wait_for(last).await?;
+        Ok(true)
+    }
+
     /// Waits until the models have folded the event `seq`.
     pub(crate) async fn wait_for(&self, seq: Seq) -> Result<(), RpcError> {
         let mut applied = self.applied.clone();

@@ -4,6 +4,7 @@
 //! Belongs here: users with their passwords, sessions and tokens; the access that an endpoint demands; rate limits.
 //! Must not come here: a page, or a rule about what an account may do on the market (that belongs to `services`).
 
+mod browser_name;
 mod frugal_argon2;
 mod gate;
 mod guesses;
@@ -14,6 +15,7 @@ mod rate_limit;
 mod routes;
 mod secret;
 mod sessions;
+mod sign_ins;
 mod streams;
 mod users;
 mod viewer;
@@ -31,6 +33,7 @@ pub(crate) use self::{
     routes::{BodySchema, BodyShape, Endpoint, Routes},
     secret::{is_secret, new_webhook_secret},
     sessions::{SESSION_COOKIE, SessionInfo, Sessions, clear_cookie, cookie},
+    sign_ins::{SignIn, SignInProof, SignIns},
     streams::OpenStreams,
     users::{NewToken, SignUp, TokenInfo, Users, check_password, login_of},
     viewer::{SignedIn, Viewer},

@@ -1,8 +1,8 @@
 //! Users: their e-mail addresses, passwords, tokens and operator rights.
 //!
 //! Each user has two rows in the bucket CREDENTIALS: `login.<hash of the e-mail address>` holds the account's id, and
-//! `account.<account>` holds the user. (`reset.…`, `confirm.…` and `mailed.…`: `mailed_links.rs`.) Passwords and tokens
-//! are stored as hashes.
+//! `account.<account>` holds the user. (`reset.…`, `confirm.…` and `mailed.…`: `mailed_links.rs`; `sign-ins.…`:
+//! `sign_ins.rs`.) Passwords and tokens are stored as hashes.
 
 use gpubnb_events::{AccountId, CommandId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use super::{
     kv_cache::KvCache,
     mailed_links::MailedLinks,
     secret::{Passwords, digest, new_secret},
+    sign_ins::SignIns,
 };
 use crate::error::Problem;
 
@@ -143,6 +144,11 @@ impl Users {
     /// The links that are sent by e-mail, which are in the same bucket.
     pub(crate) fn links(&self) -> MailedLinks {
         MailedLinks::new(self.rows.clone())
+    }
+
+    /// The last sign-ins of each user, which are in the same bucket.
+    pub(crate) fn sign_ins(&self) -> SignIns {
+        SignIns::new(self.rows.clone())
     }
 
     /// The account with this e-mail address; `None` if there is none.

@@ -11,8 +11,11 @@ use gpubnb_events::{
     template::Template,
 };
 use gpubnb_query::{
-    request::{DaysOf, TrailOf},
-    view::{AttemptOutcome, Day, Figures, MachineState, MachineView, Page, Reading, TrailEvent},
+    request::{DaysOf, ModelHistoryQuery, TrailOf},
+    view::{
+        AttemptOutcome, Day, Figures, MachineState, MachineView, MarketDay, ModelHistory, ModelHour, Page, Reading,
+        TrailEvent,
+    },
 };
 use gpubnb_runtime::rpc::RpcError;
 use serde::{Deserialize, Serialize};
@@ -103,6 +106,45 @@ pub(crate) async fn events(
 /// `GET /templates`: the approved templates of jobs.
 pub(crate) async fn templates() -> Json<&'static [Template]> {
     Json(gpubnb_events::template::ALL)
+}
+
+/// The models of GPU that machines of the market have had.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Models {
+    /// The names, in alphabetical order. `CPU only` stands for no GPU.
+    models: Vec<String>,
+}
+
+/// `GET /market/models`.
+pub(crate) async fn models(State(app): State<App>, viewer: Viewer) -> Result<Json<Models>, ApiError> {
+    Ok(Json(Models { models: app.queries.models(viewer.actor()).await? }))
+}
+
+/// The query parameters of [`history`].
+#[derive(Debug, Deserialize, IntoParams)]
+pub(crate) struct HistoryPeriod {
+    /// The model of GPU, or `CPU only`.
+    model: String,
+    /// The number of hours back from now, from 1 to 744; by default 168, a week.
+    #[serde(default)]
+    hours: Option<u32>,
+}
+
+/// `GET /market/history`.
+pub(crate) async fn history(
+    State(app): State<App>,
+    viewer: Viewer,
+    Query(period): Query<HistoryPeriod>,
+) -> Result<Json<ModelHistory>, ApiError> {
+    let hours = period.hours.unwrap_or(168).clamp(1, 744);
+    let from_hour = ModelHour::number(app.now()).saturating_sub(hours);
+    let query = ModelHistoryQuery { model: period.model, from_hour };
+    Ok(Json(app.queries.model_history(viewer.actor(), query).await?))
+}
+
+/// `GET /market/days`.
+pub(crate) async fn market_days(State(app): State<App>, viewer: Viewer) -> Result<Json<Vec<MarketDay>>, ApiError> {
+    Ok(Json(app.queries.market_days(viewer.actor(), MONTH).await?))
 }
 
 /// `GET /market`: the figures of the market.

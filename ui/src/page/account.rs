@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{Layout, render_page};
 use crate::{
-    access::{NewToken, Scope, SessionInfo, SignedIn, Source, TokenInfo, is_secret},
+    access::{NewToken, Scope, SessionInfo, SignIn, SignedIn, Source, TokenInfo, is_secret},
     accounts::{Role, roles},
     app::App,
     error::{PageError, Problem},
@@ -28,6 +28,7 @@ struct AccountPage {
     /// The session of the browser that shows the page.
     session: Option<CommandId>,
     sessions: Vec<SessionInfo>,
+    sign_ins: Vec<SignIn>,
     tokens: Vec<TokenInfo>,
     scopes: Vec<Scope>,
     /// A token that was just created. The page shows it only this once.
@@ -74,6 +75,7 @@ async fn render(
         roles: roles(app, signed_in).await?,
         session: signed_in.viewer.session,
         sessions: app.sessions.list(account, now).await?,
+        sign_ins: app.sign_ins.list(account).await?,
         tokens: app.users.tokens(account, now).await?,
         scopes: Scope::ALL.into_iter().filter(|s| operator || *s != Scope::Ops).collect(),
         new_token,

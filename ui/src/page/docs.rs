@@ -17,21 +17,21 @@ use crate::{
 };
 
 /// A guide, rendered by `build/guides.rs`.
-struct Guide {
+pub(super) struct Guide {
     /// The last part of the page's address.
     name: &'static str,
     /// For whom the guide is.
     group: &'static str,
-    title: &'static str,
+    pub(super) title: &'static str,
     html: &'static str,
     /// The first section is the guide's beginning.
     sections: &'static [Section],
 }
 
 /// A heading of a guide with the text below it.
-struct Section {
+pub(super) struct Section {
     id: &'static str,
-    title: &'static str,
+    pub(super) title: &'static str,
     text: &'static str,
 }
 
@@ -45,10 +45,16 @@ const MAX_SEARCH: usize = 100;
 const AROUND: usize = 90;
 
 /// A section that has every word of a search.
-struct Found {
-    guide: &'static Guide,
-    section: &'static Section,
+pub(super) struct Found {
+    pub(super) guide: &'static Guide,
+    pub(super) section: &'static Section,
     excerpt: String,
+}
+
+impl Found {
+    pub(super) fn address(&self) -> String {
+        format!("/docs/{}#{}", self.guide.name, self.section.id)
+    }
 }
 
 #[derive(Template)]
@@ -83,7 +89,7 @@ pub(crate) async fn page(viewer: Viewer, Query(query): Query<DocsQuery>) -> Resu
 }
 
 /// The sections that have every word, those first whose heading has one.
-fn find(search: &str) -> Vec<Found> {
+pub(super) fn find(search: &str) -> Vec<Found> {
     let words: Vec<String> = search.to_lowercase().split_whitespace().map(ToOwned::to_owned).collect();
     let Some(first) = words.first() else { return Vec::new() };
     let sections = GUIDES.iter().flat_map(|guide| guide.sections.iter().map(move |section| (guide, section)));

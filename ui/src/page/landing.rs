@@ -1,6 +1,6 @@
 //! The landing page: a description of the market and its live figures.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use askama::Template;
 use axum::{
@@ -11,7 +11,7 @@ use axum::{
     },
 };
 use futures_util::Stream;
-use gpubnb_events::{HourlyRate, MicroUsd, Millis};
+use gpubnb_events::{HourlyRate, MicroUsd};
 use gpubnb_query::view::{Figures, ListedMachine, MachineView};
 
 use super::{Layout, render_fragment, render_page};
@@ -20,6 +20,7 @@ use crate::{
     app::App,
     error::{PageError, Problem},
     live::parts::{self, PagePart},
+    prices::{PriceRange, by_model, monthly_earnings},
 };
 
 #[derive(Template)]
@@ -53,34 +54,23 @@ impl Model {
 
 /// Most models on the page.
 const MAX_MODELS: usize = 6;
-/// Half of a month of 30 days.
-const HALF_A_MONTH: Millis = Millis(15 * 24 * 3_600_000);
-/// The share of the price that an owner gets, in hundredths of a percent: all but the usual fee of 10 %.
-const OWNER_SHARE: u32 = 9_000;
-
 /// The models on the market, those with the most free machines first.
 fn models(machines: &[Arc<MachineView>]) -> Vec<Model> {
-    let mut by_name: BTreeMap<String, Vec<&ListedMachine>> = BTreeMap::new();
-    for machine in machines {
-        let model = machine.listed.offer.hardware.gpus.first().map(|gpu| gpu.model.clone());
-        by_name.entry(model.unwrap_or_else(|| "CPU only".to_owned())).or_default().push(&machine.listed);
-    }
-    let model = |(name, mut machines): (String, Vec<&ListedMachine>)| {
-        machines.sort_by_key(|machine| machine.offer.price);
-        let median = machines.get(machines.len() / 2)?.offer.price;
+    let model = |(name, machines): (&str, Vec<&ListedMachine>)| {
+        let prices = PriceRange::of(machines.iter().copied())?;
         Some(Model {
-            name,
+            name: name.to_owned(),
             has_gpu: machines.first().is_some_and(|machine| !machine.offer.hardware.gpus.is_empty()),
             machines: machines.len(),
             free: machines.iter().filter(|machine| machine.is_free()).count(),
-            lowest: machines.first()?.offer.price,
+            lowest: machines.iter().map(|machine| machine.offer.price).min()?,
             monthly: machines
                 .iter()
                 .any(|machine| !machine.offer.hardware.simulated)
-                .then(|| median.cost_of(HALF_A_MONTH).share(OWNER_SHARE)),
+                .then(|| monthly_earnings(prices.median, 24, 50)),
         })
     };
-    let mut models: Vec<_> = by_name.into_iter().filter_map(model).collect();
+    let mut models: Vec<_> = by_model(machines.iter().map(|m| &m.listed)).into_iter().filter_map(model).collect();
     models.sort_by_key(|model| std::cmp::Reverse((model.has_gpu, model.free)));
     models.truncate(MAX_MODELS);
     models
@@ -138,7 +128,7 @@ mod tests {
         let models = models(&machines);
         let rows: Vec<_> =
             models.iter().map(|m| (m.name.as_str(), m.free, m.lowest.0.0, m.monthly.unwrap().0)).collect();
-        assert_eq!(rows, [("RTX 4090", 2, 200_000, 129_600_000), ("A100", 1, 1_000_000, 324_000_000)]);
+        assert_eq!(rows, [("RTX 4090", 2, 200_000, 64_800_000), ("A100", 1, 1_000_000, 324_000_000)]);
         assert_eq!(models[0].address(), "/market?gpu=RTX+4090");
     }
 }

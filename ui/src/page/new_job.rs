@@ -15,7 +15,6 @@ use gpubnb_events::{
     template::{self, Template as JobTemplate},
 };
 use gpubnb_query::view::{MachineState, MachineView};
-use serde::Deserialize;
 
 use super::{Layout, render_fragment, render_page, resubmit};
 use crate::{
@@ -26,29 +25,26 @@ use crate::{
     input, transfer,
 };
 
-/// The presets of the form that a link can contain, as query parameters.
-#[derive(Debug, Default, Deserialize)]
+/// The presets of the form that a link contains as query parameters.
+#[derive(Debug, Default)]
 pub(crate) struct FormPreset {
     /// The id of a job template, by default `train`. Any other text, such as `custom`, means a custom image.
-    #[serde(default)]
     template: Option<String>,
-    #[serde(default)]
     machine: Option<MachineId>,
-    /// A job of the viewer whose fields fill the form.
-    #[serde(default, rename = "again")]
-    previous_job: Option<JobId>,
 }
 
 impl FormPreset {
-    /// The presets that give a submitted form the same template and machine again.
+    /// The presets in these fields: those of a link, of a submitted form, or of a previous job.
     fn from_fields(fields: &[(String, String)]) -> Self {
         let field = |name: &str| fields.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-        Self {
-            // A form without a template has a custom image. Without the empty text, the default `train` would apply.
-            template: field("template").or(Some(String::new())),
-            machine: field("machine").and_then(|m| m.parse().ok()),
-            previous_job: None,
-        }
+        Self { template: field("template"), machine: field("machine").and_then(|m| m.parse().ok()) }
+    }
+
+    /// The presets that give a submitted form the same template and machine again. A form without a template has a
+    /// custom image.
+    fn of_form(fields: &[(String, String)]) -> Self {
+        let preset = Self::from_fields(fields);
+        Self { template: preset.template.or(Some(String::new())), ..preset }
     }
 }
 
@@ -152,19 +148,25 @@ async fn render(
     })
 }
 
+/// `GET /jobs/new`. A link can fill in every field of the form: `?template=render&machine=…`, or `?again=<job>` for the
+/// fields of a job of the viewer, of which the other parameters change some (`?again=…&memory_mib=2048`). An empty
+/// parameter empties its field.
 pub(crate) async fn page(
     State(app): State<App>,
     viewer: Viewer,
-    Query(preset): Query<FormPreset>,
+    Query(parameters): Query<Vec<(String, String)>>,
 ) -> Result<Html<String>, PageError> {
     let account = viewer.account.ok_or_else(Problem::sign_in_needed)?;
     let signed_in = SignedIn { viewer, account };
-    let Some(previous) = preset.previous_job else {
-        return Ok(render(&app, signed_in, preset, Vec::new(), Vec::new()).await?);
+    let (again, changes): (Vec<_>, Vec<_>) = parameters.into_iter().partition(|(name, _)| name == "again");
+    let Some((_, previous)) = again.into_iter().next() else {
+        return Ok(render(&app, signed_in, FormPreset::from_fields(&changes), changes, Vec::new()).await?);
     };
-    let fields = resubmit::fields(&app.queries.job(signed_in.actor(), previous, Seq::ZERO).await?);
-    let preset = FormPreset::from_fields(&fields);
-    Ok(render(&app, signed_in, preset, fields, Vec::new()).await?)
+    let previous: JobId = previous.parse().map_err(|_| Problem::not_found("job"))?;
+    let mut fields = resubmit::fields(&app.queries.job(signed_in.actor(), previous, Seq::ZERO).await?);
+    fields.retain(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
+    fields.extend(changes.into_iter().filter(|(_, value)| !value.is_empty()));
+    Ok(render(&app, signed_in, FormPreset::of_form(&fields), fields, Vec::new()).await?)
 }
 
 /// The submitted form as a command. The sizes and hashes of the job's files come from the store of uploads. Returns the
@@ -198,7 +200,7 @@ pub(crate) async fn submit(
     match submitted {
         Ok(Submitted { job, seq }) => Ok(Redirect::to(&format!("/jobs/{job}?seq={seq}")).into_response()),
         Err(problems) => {
-            let preset = FormPreset::from_fields(&fields);
+            let preset = FormPreset::of_form(&fields);
             let status = problems.first().and_then(|problem| StatusCode::from_u16(problem.status).ok());
             let status = status.unwrap_or(StatusCode::BAD_REQUEST);
             let page = render(&app, signed_in, preset, fields, problems).await?;

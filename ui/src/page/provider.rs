@@ -18,7 +18,7 @@ use gpubnb_events::{
 };
 use gpubnb_query::{
     request::DaysOf,
-    view::{Balance, Day, ListedMachine, MachineState, MachineView},
+    view::{Balance, Day, MachineState, MachineView},
 };
 use serde::Deserialize;
 
@@ -26,11 +26,12 @@ use super::{Layout, render_fragment, render_page};
 use crate::{
     access::SignedIn,
     app::App,
-    earnings::{MONTH, this_month},
+    earnings::{self, MONTH, this_month},
     error::{PageError, Problem},
     extract::{Form, MinSeq, Path, Query},
     input::dollars,
     live::parts::{self, PagePart},
+    prices::{PriceRange, model},
     state::Change,
 };
 
@@ -51,6 +52,8 @@ struct TotalsCard {
     balance: Balance,
     earned_today: MicroUsd,
     earned_this_month: MicroUsd,
+    /// The earnings of the last days; empty if there are none.
+    chart: String,
 }
 
 #[derive(Template)]
@@ -67,8 +70,8 @@ struct OwnMachineCard {
     earned_this_month: MicroUsd,
     /// Metered time today in percent of the slots' time since midnight UTC. One of two slots used all day is 50.
     utilisation: u64,
-    /// P10, median and P90 of the prices of similar machines.
-    prices: Option<(HourlyRate, HourlyRate, HourlyRate)>,
+    /// The prices of machines with the same GPU.
+    prices: Option<PriceRange>,
     /// A refused new price, as it was submitted, and the error message.
     refused_price: Option<(String, String)>,
     csrf: String,
@@ -91,9 +94,11 @@ async fn render_totals(app: &App, signed_in: SignedIn, seq: Seq) -> Result<Strin
         app.queries.balance(actor, account, seq),
         app.queries.days(actor, DaysOf::Account(account), MONTH, seq),
     );
-    let (today, month) = this_month(&days?, app.now());
+    let days = days?;
+    let (today, month) = this_month(&days, app.now());
     let earned_this_month = month.iter().map(|d| d.earned).sum();
-    render_fragment(&TotalsCard { balance: balance?, earned_today: today.earned, earned_this_month })
+    let chart = earnings::chart(&days, app.now());
+    render_fragment(&TotalsCard { balance: balance?, earned_today: today.earned, earned_this_month, chart })
 }
 
 async fn load_machines(app: &App, signed_in: SignedIn, seq: Seq) -> Result<OwnMachineList, Problem> {
@@ -117,7 +122,9 @@ async fn load_card(
     let day_ms = u64::try_from(now.millis() % 86_400_000).unwrap_or(1).max(1);
     let slots_ms = day_ms * u64::from(m.listed.offer.slots.max(1));
     Ok(OwnMachineCard {
-        prices: price_percentiles(market, &m.listed),
+        prices: PriceRange::of(
+            market.iter().map(|other| &other.listed).filter(|other| model(other) == model(&m.listed)),
+        ),
         refused_price: None,
         today,
         earned_this_month: month.iter().map(|d| d.earned).sum(),
@@ -194,18 +201,6 @@ async fn render(
     render_page(&ProviderPage { layout, totals, machines, has_machines, seq })
 }
 
-/// P10, median and P90 of the prices of machines with the same first GPU model, or of all machines without a GPU.
-fn price_percentiles(market: &[Arc<MachineView>], row: &ListedMachine) -> Option<(HourlyRate, HourlyRate, HourlyRate)> {
-    let model = |row: &ListedMachine| row.offer.hardware.gpus.first().map(|g| g.model.clone());
-    let own_model = model(row);
-    let mut prices: Vec<_> =
-        market.iter().filter(|m| model(&m.listed) == own_model).map(|m| m.listed.offer.price).collect();
-    prices.sort_unstable();
-    // The nearest-rank method. For example, P90 of five prices is the fifth.
-    let at = |percent: usize| prices.get((prices.len() * percent).div_ceil(100).saturating_sub(1)).copied();
-    Some((at(10)?, at(50)?, at(90)?))
-}
-
 /// The form of a button that changes a machine.
 #[derive(Debug, Deserialize)]
 pub(crate) struct MachineChangeForm {
@@ -254,24 +249,4 @@ async fn send_change(
         }
     };
     Ok(app.command("market", "machine", signed_in.actor(), &ChangeMachine { machine, change: wish }).await?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::machine;
-
-    #[test]
-    fn price_percentiles_compare_machines_with_the_same_gpu() {
-        let own = machine("own", "RTX 4090", 5);
-        let market: Vec<_> = (1..=10).map(|price| Arc::new(machine("x", "RTX 4090", price))).collect();
-        let rate = |micros| HourlyRate(MicroUsd(micros));
-        assert_eq!(price_percentiles(&market, &own.listed), Some((rate(1), rate(5), rate(9))));
-        assert_eq!(price_percentiles(&market[..1], &own.listed), Some((rate(1), rate(1), rate(1))));
-        assert_eq!(price_percentiles(&market, &machine("other", "A100", 5).listed), None);
-        let mut without = machine("cpu", "", 5);
-        without.listed.offer.hardware.gpus.clear();
-        assert_eq!(price_percentiles(&market, &without.listed), None);
-        assert_eq!(price_percentiles(&[Arc::new(without.clone())], &without.listed), Some((rate(5), rate(5), rate(5))));
-    }
 }

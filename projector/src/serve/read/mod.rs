@@ -4,6 +4,7 @@
 mod jobs;
 mod ledger;
 mod machines;
+mod market;
 mod trail;
 
 use std::sync::Arc;

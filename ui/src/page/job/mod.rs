@@ -4,6 +4,7 @@
 
 mod handlers;
 mod live;
+mod remedies;
 mod render;
 
 pub(crate) use self::{

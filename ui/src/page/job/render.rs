@@ -15,6 +15,7 @@ use gpubnb_query::{
 };
 use gpubnb_runtime::rpc::RpcError;
 
+use super::remedies::{Remedy, remedies};
 use crate::{
     access::SignedIn,
     app::App,
@@ -32,6 +33,8 @@ struct SummaryCard<'a> {
     progress: String,
     /// The reason why a queued job waits for a machine.
     waiting: Option<PlacementExplanation>,
+    /// What the job's owner can do about its failure.
+    remedies: Vec<Remedy>,
     now: Timestamp,
     csrf: String,
 }
@@ -224,6 +227,7 @@ pub(super) async fn render_summary(app: &App, signed_in: SignedIn, job: &JobView
         machine,
         progress,
         waiting,
+        remedies: if is_own { remedies(job) } else { Vec::new() },
         now: app.now(),
         csrf: csrf_field(signed_in.viewer),
     }))
@@ -403,6 +407,7 @@ mod tests {
                 machine: None,
                 progress: String::new(),
                 waiting: None,
+                remedies: Vec::new(),
                 now: Timestamp::EPOCH.plus(Millis(9_000)),
                 csrf: String::new(),
             };
