@@ -96,6 +96,13 @@ pub struct SetSuspension {
     pub reason: Option<String>,
 }
 
+/// `cmd.account.close`: the owner closes the account for ever. Answer: [`Done`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseAccount {
+    /// The money that the owner gives up: all that is available.
+    pub given_up: MicroUsd,
+}
+
 /// `cmd.job.submit`. Answer: [`Submitted`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubmitJob {

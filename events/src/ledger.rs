@@ -88,7 +88,7 @@ fn transfer(from: LedgerAccount, to: LedgerAccount, amount: MicroUsd) -> Vec<Pos
 
 /// The postings of an event. Their sum is zero. Most events have no postings.
 pub fn postings(event: &Event) -> Vec<Posting> {
-    use LedgerAccount::{Available, External, Held, Payable};
+    use LedgerAccount::{Available, External, Fees, Held, Payable};
     match event {
         Event::FundsDeposited(e) => transfer(External, Available(e.account), e.amount),
         Event::JobSubmitted(e) => transfer(Available(e.account), Held(e.account), e.hold),
@@ -96,6 +96,7 @@ pub fn postings(event: &Event) -> Vec<Posting> {
         Event::PayoutRequested(e) => transfer(Available(e.account), Payable(e.account), e.amount),
         Event::PayoutPaid(e) => transfer(Payable(e.account), External, e.amount),
         Event::PayoutFailed(e) => transfer(Payable(e.account), Available(e.account), e.amount),
+        Event::AccountClosed(e) => transfer(Available(e.account), Fees, e.given_up),
         Event::Settled(e) => e.postings.clone(),
         _ => Vec::new(),
     }

@@ -14,7 +14,7 @@ TYPE = re.compile(r"([A-Za-z]+)\.v([0-9]+)")
 TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)")
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-OF_ACCOUNT = ("AccountOpened", "AccountSuspended", "AccountReinstated", "FundsDeposited", "JobSubmitted",
+OF_ACCOUNT = ("AccountOpened", "AccountSuspended", "AccountReinstated", "AccountClosed", "FundsDeposited", "JobSubmitted",
               "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased")
 OF_MACHINE = ("MachineListed", "MachineRepriced", "MachineDelisted", "MachinePaused", "MachineResumed",
               "MachineDrainStarted", "MachineTested", "MachineSuspected", "MachineLost", "MachineRecovered")
@@ -68,6 +68,7 @@ SCHEMAS: Dict[str, Any] = {
     "AccountOpened": {"account": "id"},
     "AccountReinstated": {"account": "id"},
     "AccountSuspended": {"account": "id", "reason": "text"},
+    "AccountClosed": {"account": "id", "given_up": "count"},
     "FundsDeposited": {"account": "id", "deposit": "id", "amount": "count"},
     "JobSubmitted": {"account": "id", "job": "id", "spec": SPEC, "placement": WISH, "limits": LIMITS, "hold": "count"},
     "PayoutRequested": {"account": "id", "payout": "id", "amount": "count"},

@@ -6,7 +6,8 @@ from events import OF_ACCOUNT, Event
 from report import Report, show
 
 LARGEST_HOLD = 10_000 * 1_000_000
-POSTS = ("FundsDeposited", "JobSubmitted", "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased", "Settled")
+POSTS = ("FundsDeposited", "JobSubmitted", "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased", "AccountClosed",
+         "Settled")
 
 
 class Payout(NamedTuple):
@@ -35,6 +36,7 @@ class Ledger:
         self._deposits: Set[Tuple[str, str]] = set()
         self._payouts: Dict[Tuple[str, str], Payout] = {}
         self._closed: Set[Tuple[str, str]] = set()
+        self._left: Set[str] = set()  # accounts whose owners closed them
         self._first: Dict[str, int] = {}  # job -> the submission that made it
         self._submissions: Dict[int, Submission] = {}
         self._due: Dict[str, int] = {}  # account -> what should be held
@@ -68,12 +70,16 @@ class Ledger:
             return
         if account not in self._opened:
             self._violation(seq, f"{name} of an account that was never opened")
-        if name in ("JobSubmitted", "PayoutRequested") and account in self._suspended:
+        if account in self._left:
+            self._violation(seq, f"{name} of a closed account")
+        if name in ("JobSubmitted", "PayoutRequested", "AccountClosed") and account in self._suspended:
             self._violation(seq, f"{name} of a suspended account")
         if name == "AccountSuspended":
             self._suspended.add(account)
         elif name == "AccountReinstated":
             self._suspended.discard(account)
+        elif name == "AccountClosed":
+            self._closed_account(event, account)
         elif name == "FundsDeposited":
             self._once(seq, self._deposits, (account, event.body["deposit"]), "deposit")
             self._move(seq, "external", f"available:{account}", event.body["amount"])
@@ -83,6 +89,17 @@ class Ledger:
             self._released(event, account)
         else:
             self._payout(event, account)
+
+    def _closed_account(self, event: Event, account: str) -> None:
+        """The owner closes the account, and gives up what is left."""
+        seq, given_up = event.seq, event.body["given_up"]
+        if given_up != self.balances.get(f"available:{account}", 0):
+            self._violation(seq, f"{given_up} is given up, which is not what is available")
+        for rest in ("held", "payable"):
+            if self.balances.get(f"{rest}:{account}", 0) != 0:
+                self._violation(seq, f"{rest}:{account} is not empty")
+        self._left.add(account)
+        self._move(seq, f"available:{account}", "fees", given_up)
 
     def _submitted(self, event: Event, account: str) -> None:
         """A hold. Only the first submission of an id makes a job."""

@@ -189,8 +189,8 @@ class Market:
     def fold(self, event: Event) -> None:
         """An event of a machine or of an account."""
         name = event.name
-        if name in ("AccountSuspended", "AccountReinstated"):
-            self._put(self._suspended, event.body["account"], event, name == "AccountSuspended")
+        if name in ("AccountSuspended", "AccountReinstated", "AccountClosed"):
+            self._put(self._suspended, event.body["account"], event, name != "AccountReinstated")
         if not name.startswith("Machine"):
             return
         id, away = event.body["machine"], event.body.get("away") is True

@@ -110,6 +110,23 @@ class Money(Case):
         log.submitted()
         self.clean(log)
 
+    def test_closed(self) -> None:
+        def closed(given_up: int) -> Log:
+            log = begun()
+            log.add("AccountClosed", {"account": CONSUMER, "given_up": given_up})
+            return log
+
+        balances = self.clean(closed(10_000_000)).balances
+        self.assertEqual((balances[f"available:{CONSUMER}"], balances["fees"]), (0, 10_000_000))
+        self.found(closed(9_000_000), "ledger", "9000000 is given up, which is not what is available")
+        log = closed(10_000_000)
+        log.add("AccountReinstated", {"account": CONSUMER}, OPERATOR)
+        self.found(log, "ledger", "AccountReinstated of a closed account")
+        log = begun()
+        log.submitted()
+        log.add("AccountClosed", {"account": CONSUMER, "given_up": 9_500_000})
+        self.found(log, "ledger", f"held:{CONSUMER} is not empty")
+
 
 class Jobs(Case):
     """States, leases, authors, faults, and attempts."""

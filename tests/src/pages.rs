@@ -2,7 +2,7 @@
 //! the web server's routes.
 
 /// Pages of a signed-in person: the address and the name of the screenshot.
-pub const PAGES: [(&str, &str); 22] = [
+pub const PAGES: [(&str, &str); 23] = [
     ("/", "landing"),
     ("/market", "market"),
     ("/market/prices", "prices"),
@@ -15,6 +15,7 @@ pub const PAGES: [(&str, &str); 22] = [
     ("/jobs/new", "new-job"),
     ("/wallet", "wallet"),
     ("/account", "account"),
+    ("/account/close", "close-account"),
     ("/account/notifications", "notifications"),
     ("/provider", "provider"),
     ("/provider/add", "add-machine"),

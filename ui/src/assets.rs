@@ -24,6 +24,11 @@ const ASSETS: &[Asset] = &[
         media_type: "text/javascript; charset=utf-8",
         content: include_bytes!("../assets/live.js"),
     },
+    Asset {
+        name: "market.js",
+        media_type: "text/javascript; charset=utf-8",
+        content: include_bytes!("../assets/market.js"),
+    },
     Asset { name: "job.js", media_type: "text/javascript; charset=utf-8", content: include_bytes!("../assets/job.js") },
     Asset { name: "icon.svg", media_type: "image/svg+xml", content: include_bytes!("../assets/icon.svg") },
     Asset {

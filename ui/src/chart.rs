@@ -120,7 +120,7 @@ fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64, gap: i64) -
             let _ = write!(html, "{x:.1},{y:.1} ");
             // A single point becomes a short line, because a polyline of one point is invisible.
             if run.len() == 1 {
-                let _ = write!(html, "{:.1},{y:.1} ", x + 2.0);
+                let _ = write!(html, "{:.1},{y:.1} ", if x > WIDTH / 2.0 { x - 4.0 } else { x + 4.0 });
             }
         }
         html.push_str("\"/>");

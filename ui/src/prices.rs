@@ -25,6 +25,12 @@ pub(crate) fn by_model<'a>(
     by_model
 }
 
+/// The model that a page shows if none is chosen: the first model of a GPU; without GPUs, the first model.
+pub(crate) fn default_model(models: &[String]) -> String {
+    let with_gpu = models.iter().find(|model| model.as_str() != NO_GPU);
+    with_gpu.or(models.first()).cloned().unwrap_or_default()
+}
+
 /// Low, typical and high price of some machines: P10, median and P90.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PriceRange {
@@ -70,6 +76,13 @@ mod tests {
         assert_eq!(range("RTX 4090"), expected);
         assert_eq!(range(NO_GPU), PriceRange { low: rate(7), median: rate(7), high: rate(7) });
         assert_eq!(PriceRange::of([]), None);
+    }
+
+    #[test]
+    fn a_gpu_is_the_default_model() {
+        assert_eq!(default_model(&["CPU only".to_owned(), "RTX".to_owned()]), "RTX");
+        assert_eq!(default_model(&["CPU only".to_owned()]), "CPU only");
+        assert_eq!(default_model(&[]), "");
     }
 
     #[test]

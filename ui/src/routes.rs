@@ -96,6 +96,8 @@ fn console_and_documents(routes: Routes) -> Routes {
         .post("/account/tokens", Session, page::account::create_token)
         .post("/account/tokens/{token}/revoke", Session, page::account::revoke_token)
         .post("/account/sessions/{session}/end", Session, page::account::end_session)
+        .get("/account/close", Session, page::close_account::page)
+        .post("/account/close", Session, page::close_account::close)
         .get("/account/export.jsonl", Session, page::export::export)
         .get("/account/notifications", Session, page::notifications::page)
         .post("/account/notifications", Session, page::notifications::save)

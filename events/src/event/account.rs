@@ -113,3 +113,13 @@ pub struct AccountReinstated {
     /// The account.
     pub account: AccountId,
 }
+
+/// The owner closed the account for ever: the account can do nothing any more. What the market knew of the person
+/// beside the log was destroyed (docs/adr/0034).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountClosed {
+    /// The account.
+    pub account: AccountId,
+    /// The money that was still available. The owner gave the money up; the fees of the market get the money.
+    pub given_up: MicroUsd,
+}

@@ -109,6 +109,7 @@ events! {
     HoldReleased = "HoldReleased.v1" (Account.account),
     AccountSuspended = "AccountSuspended.v1" (Account.account),
     AccountReinstated = "AccountReinstated.v1" (Account.account),
+    AccountClosed = "AccountClosed.v1" (Account.account),
     MachineListed = "MachineListed.v1" (Machine.machine),
     MachineRepriced = "MachineRepriced.v1" (Machine.machine),
     MachinePaused = "MachinePaused.v1" (Machine.machine),

@@ -94,6 +94,7 @@ impl Projection for Ledger {
             }
             Event::AccountSuspended(e) => set_suspended(rows, e.account, true)?,
             Event::AccountReinstated(e) => set_suspended(rows, e.account, false)?,
+            Event::AccountClosed(e) => set_suspended(rows, e.account, true)?,
             _ => {}
         }
         post(rows, recorded, event, &postings(event))

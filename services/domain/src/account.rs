@@ -8,8 +8,10 @@ use std::collections::HashMap;
 
 use gpubnb_events::{
     AccountId, CommandId, Event, MicroUsd, Seq,
-    command::{ClosePayout, Deposit, RequestPayout, SetSuspension},
-    event::{AccountReinstated, AccountSuspended, FundsDeposited, PayoutFailed, PayoutPaid, PayoutRequested},
+    command::{CloseAccount, ClosePayout, Deposit, RequestPayout, SetSuspension},
+    event::{
+        AccountClosed, AccountReinstated, AccountSuspended, FundsDeposited, PayoutFailed, PayoutPaid, PayoutRequested,
+    },
     ledger::{LedgerAccount, Posting},
     message::{EventId, Proposal},
 };
@@ -41,6 +43,9 @@ pub struct Account {
     pub(crate) daily_bytes: DailyBytes,
     /// The reason of the suspension; `None` for an account that is not suspended.
     pub suspended: Option<String>,
+    /// The sequence of `AccountClosed`; `None` for an account that is not closed.
+    #[serde(default)]
+    closed: Option<Seq>,
     /// The sequence and the amount of each deposit.
     deposits: HashMap<CommandId, (Seq, MicroUsd)>,
     payouts: HashMap<CommandId, Payout>,
@@ -68,6 +73,9 @@ impl Account {
     pub(crate) fn deposit(&self, account: AccountId, c: &Deposit) -> Result<Decision, DomainError> {
         if let Some((seq, amount)) = self.deposits.get(&c.deposit) {
             return answer_repeated(*amount == c.amount, *seq, "deposit");
+        }
+        if self.closed.is_some() {
+            return Err(DomainError::AccountClosed);
         }
         check_amount(c.amount)?;
         let event = FundsDeposited { account, deposit: c.deposit, amount: c.amount };
@@ -112,6 +120,9 @@ impl Account {
 
     /// Suspends or reinstates the account.
     pub(crate) fn set_suspension(&self, c: &SetSuspension) -> Result<Decision, DomainError> {
+        if self.closed.is_some() {
+            return Err(DomainError::AccountClosed);
+        }
         if self.suspended.is_some() == c.reason.is_some() {
             return Ok(Decision::AlreadyDone(self.last));
         }
@@ -124,6 +135,38 @@ impl Account {
             None => AccountReinstated { account }.into(),
         };
         Ok(self.propose(event, format!("{account}.suspension.{}", self.last), None))
+    }
+
+    /// Closes the account for ever. `has_machines` is true if the account has a machine on the market.
+    pub(crate) fn close(
+        &self,
+        account: AccountId,
+        c: CloseAccount,
+        has_machines: bool,
+    ) -> Result<Decision, DomainError> {
+        if let Some(seq) = self.closed {
+            return Ok(Decision::AlreadyDone(seq));
+        }
+        // Otherwise a suspension would end by a new account.
+        if let Some(why) = &self.suspended {
+            return Err(DomainError::Suspended(why.clone()));
+        }
+        if self.open_jobs > 0 || self.held > MicroUsd::ZERO {
+            return Err(DomainError::CannotClose(
+                "Some of your jobs are not settled. Cancel them or wait for their end.",
+            ));
+        }
+        if has_machines {
+            return Err(DomainError::CannotClose("You have a machine on the market. Remove it first."));
+        }
+        if self.payouts.values().any(|payout| payout.closed.is_none()) {
+            return Err(DomainError::CannotClose("A payout is on its way. Close the account when it has arrived."));
+        }
+        if c.given_up != self.available {
+            return Err(DomainError::NotGivenUp { available: self.available });
+        }
+        let event = AccountClosed { account, given_up: c.given_up };
+        Ok(self.propose(event, format!("{account}.closed"), None))
     }
 
     /// Folds one of the account's own events.
@@ -142,6 +185,10 @@ impl Account {
             Event::PayoutFailed(e) => self.mark_closed(e.payout, seq, true),
             Event::AccountSuspended(e) => self.suspended = Some(e.reason.clone()),
             Event::AccountReinstated(_) => self.suspended = None,
+            // What a suspended account may not do, a closed one may not do either.
+            Event::AccountClosed(_) => {
+                (self.closed, self.suspended) = (Some(seq), Some("Its owner closed it.".to_owned()));
+            }
             _ => {}
         }
     }
@@ -178,6 +225,8 @@ fn check_amount(amount: MicroUsd) -> Result<(), DomainError> {
 
 #[cfg(test)]
 mod tests {
+    use gpubnb_events::Actor;
+
     use super::*;
     use crate::{Command, DomainError, testing::*};
 
@@ -193,6 +242,52 @@ mod tests {
         let other = Deposit { amount: MicroUsd::dollars(6), ..deposit };
         let refusal = market.when(market.as_operator(), Command::Deposit(market.consumer, other)).expect_refused();
         assert_eq!(refusal, DomainError::IdReused("deposit"));
+    }
+
+    #[test]
+    fn an_account_is_closed_once_it_owes_nothing_and_can_do_nothing_afterwards() {
+        let mut market = given();
+        let (account, payout) = (market.consumer, CommandId::generate());
+        let close = |given_up| Command::CloseAccount(account, CloseAccount { given_up });
+        let before = market.account(account).available;
+        assert!(matches!(
+            market.when(market.as_operator(), close(before)).expect_refused(),
+            DomainError::NotAllowed(_)
+        ));
+        let refused = market.when(market.as_consumer(), close(MicroUsd::ZERO)).expect_refused();
+        assert_eq!(refused, DomainError::NotGivenUp { available: before });
+        let asked = RequestPayout { payout, amount: MicroUsd(1) };
+        market.when(market.as_consumer(), Command::RequestPayout(account, asked)).expect_appended();
+        let rest = before - MicroUsd(1);
+        let refused = market.when(market.as_consumer(), close(rest)).expect_refused();
+        assert!(matches!(refused, DomainError::CannotClose(_)), "a payout is open: {refused:?}");
+        let paid = ClosePayout { account, payout, failed: None };
+        market.when(market.as_operator(), Command::ClosePayout(paid)).expect_appended();
+        let seq = market.when(market.as_consumer(), close(rest)).expect_appended();
+        assert_eq!(market.when(market.as_consumer(), close(rest)).expect_already_done(), seq);
+        assert_eq!(market.account(account).available, MicroUsd::ZERO);
+        let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(5) };
+        let refused = market.when(market.as_operator(), Command::Deposit(account, deposit)).expect_refused();
+        assert_eq!(refused, DomainError::AccountClosed);
+        let reinstate = Command::SetSuspension(SetSuspension { account, reason: None });
+        assert_eq!(market.when(market.as_operator(), reinstate).expect_refused(), DomainError::AccountClosed);
+        let asked = RequestPayout { payout: CommandId::generate(), amount: MicroUsd(1) };
+        let refused = market.when(market.as_consumer(), Command::RequestPayout(account, asked)).expect_refused();
+        assert!(matches!(refused, DomainError::Suspended(_)));
+    }
+
+    #[test]
+    fn an_account_with_a_machine_or_a_job_is_not_closed() {
+        let mut market = given();
+        let provider = market.provider;
+        let close = Command::CloseAccount(provider, CloseAccount { given_up: MicroUsd::ZERO });
+        let refused = market.when(Actor::Account(provider), close).expect_refused();
+        assert!(matches!(refused, DomainError::CannotClose(why) if why.contains("machine")), "{refused:?}");
+        market.submit_default();
+        let given_up = market.account(market.consumer).available;
+        let close = Command::CloseAccount(market.consumer, CloseAccount { given_up });
+        let refused = market.when(market.as_consumer(), close).expect_refused();
+        assert!(matches!(refused, DomainError::CannotClose(why) if why.contains("jobs")), "{refused:?}");
     }
 
     #[test]

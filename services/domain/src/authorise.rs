@@ -20,9 +20,10 @@ pub(crate) fn authorise(
     settings: &Settings,
 ) -> Result<(), DomainError> {
     let allowed = match command {
-        Command::OpenAccount(account) | Command::RequestPayout(account, _) | Command::Submit(account, _) => {
-            actor == Actor::Account(*account)
-        }
+        Command::OpenAccount(account)
+        | Command::RequestPayout(account, _)
+        | Command::CloseAccount(account, _)
+        | Command::Submit(account, _) => actor == Actor::Account(*account),
         Command::Deposit(account, _) => {
             matches!(actor, Actor::Operator(_)) || (settings.test_funds && actor == Actor::Account(*account))
         }

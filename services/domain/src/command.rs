@@ -6,8 +6,8 @@
 use gpubnb_events::{
     AccountId, Aggregate, JobId, MachineId, MicroUsd, Millis, Seq,
     command::{
-        Accept, ChangeMachine, ClosePayout, Decline, Deposit, Exit, RecordTest, Report, RequestPayout, SetSuspension,
-        Start, SubmitJob,
+        Accept, ChangeMachine, CloseAccount, ClosePayout, Decline, Deposit, Exit, RecordTest, Report, RequestPayout,
+        SetSuspension, Start, SubmitJob,
     },
     message::Proposal,
     spec::{Mebibytes, Offer},
@@ -38,6 +38,8 @@ pub enum Command {
     ClosePayout(ClosePayout),
     /// Suspends or reinstates an account.
     SetSuspension(SetSuspension),
+    /// The owner closes the account.
+    CloseAccount(AccountId, CloseAccount),
     /// Submits a job.
     Submit(AccountId, SubmitJob),
     /// Cancels a job.
@@ -87,6 +89,7 @@ impl Command {
             | Self::Submit(account, _) => Aggregate::Account(*account),
             Self::ClosePayout(c) => Aggregate::Account(c.account),
             Self::SetSuspension(c) => Aggregate::Account(c.account),
+            Self::CloseAccount(id, _) => Aggregate::Account(*id),
             Self::ChangeMachine(c) => Aggregate::Machine(c.machine),
             Self::ListMachine(machine, _)
             | Self::RecordTest(machine, _)
@@ -112,6 +115,7 @@ impl Command {
             Self::RequestPayout(..) => "RequestPayout",
             Self::ClosePayout(_) => "ClosePayout",
             Self::SetSuspension(_) => "SetSuspension",
+            Self::CloseAccount(..) => "CloseAccount",
             Self::Submit(..) => "Submit",
             Self::Cancel(_) => "Cancel",
             Self::ListMachine(..) => "ListMachine",

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use gpubnb_events::{
     AccountId, Actor, Aggregate, MachineId, Seq, Timestamp,
-    command::{ChangeMachine, MachineChange, Quote, SubmitJob},
+    command::{ChangeMachine, CloseAccount, MachineChange, Quote, SubmitJob},
     event::{AccountOpened, HoldReleased},
     message::{EventId, Proposal},
     spec::Terms,
@@ -14,11 +14,12 @@ use gpubnb_events::{
 
 use crate::{
     Command, Decision, DomainError, Settings, World,
+    account::Account,
     authorise::authorise,
     daily_bytes::{MAX_OF_ACCOUNT, MAX_OF_MACHINE, RESERVE_OF_MACHINE},
     hold,
     job::{Job, Phase},
-    machine::{Machine, Presence},
+    machine::{Availability, Machine, Presence},
     metering, placement,
     state::LostSubmission,
     submission,
@@ -82,6 +83,7 @@ impl World {
             Command::RequestPayout(id, c) => account(*id)?.request_payout(*id, c),
             Command::ClosePayout(c) => account(c.account)?.close_payout(c),
             Command::SetSuspension(c) => account(c.account)?.set_suspension(c),
+            Command::CloseAccount(id, c) => self.close_account(account(*id)?, *id, *c),
             Command::ReleaseHold(id, submission) => self.release_hold(*id, *submission),
             Command::Submit(id, c) => submission::submit(self, *id, c, now, settings),
             Command::Cancel(_) => job()?.cancel(),
@@ -141,6 +143,12 @@ impl World {
                 cause: None,
             }),
         }
+    }
+
+    fn close_account(&self, account: &Account, id: AccountId, c: CloseAccount) -> Result<Decision, DomainError> {
+        let has_machines =
+            self.machines().any(|(_, machine)| machine.owner == id && machine.availability != Availability::Delisted);
+        account.close(id, c, has_machines)
     }
 
     /// Releases the hold of a submission that made no job.

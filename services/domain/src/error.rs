@@ -32,6 +32,18 @@ pub enum DomainError {
     /// The account is suspended, for the reason in the text.
     #[error("This account is suspended: {0}")]
     Suspended(String),
+    /// The owner closed the account.
+    #[error("This account is closed.")]
+    AccountClosed,
+    /// The account cannot be closed yet, for the reason in the text.
+    #[error("{0}")]
+    CannotClose(&'static str),
+    /// The account has another amount than its owner gave up.
+    #[error("{available} is available. Withdraw the money first, or agree to give up exactly this amount.")]
+    NotGivenUp {
+        /// The amount that the account may spend.
+        available: MicroUsd,
+    },
     /// The account has less money than the market must hold for the submitted job.
     #[error("This needs {needed} and {available} is available. Add funds on the page Wallet, or lower the budget.")]
     InsufficientFunds {
@@ -97,6 +109,9 @@ impl DomainError {
             Self::UnknownPayout => ("UnknownPayout", RefusalKind::NotFound),
             Self::NotAllowed(_) => ("NotAllowed", RefusalKind::Forbidden),
             Self::Suspended(_) => ("Suspended", RefusalKind::Forbidden),
+            Self::AccountClosed => ("AccountClosed", RefusalKind::Forbidden),
+            Self::CannotClose(_) => ("CannotClose", RefusalKind::Conflict),
+            Self::NotGivenUp { .. } => ("NotGivenUp", RefusalKind::Conflict),
             Self::TooManyJobs(_) => ("TooManyJobs", RefusalKind::Conflict),
             Self::DailyBytes(_) => ("DailyBytes", RefusalKind::Conflict),
             Self::InsufficientFunds { .. } => ("InsufficientFunds", RefusalKind::Funds),
@@ -117,6 +132,7 @@ impl From<DomainError> for gpubnb_events::Refusal {
             DomainError::InvalidField { field, .. } => Some((*field).to_owned()),
             DomainError::InsufficientFunds { .. } => Some("budget".to_owned()),
             DomainError::PayoutTooLarge { .. } => Some("amount".to_owned()),
+            DomainError::NotGivenUp { .. } => Some("given_up".to_owned()),
             DomainError::IdReused(field) => Some((*field).to_owned()),
             DomainError::IdOutOfTime => Some("job".to_owned()),
             _ => None,

@@ -12,7 +12,7 @@ use crate::{Settings, account::Account, job::Job, machine::Machine, recent_submi
 
 /// The version of the fields of [`World`] and of the fold in `apply.rs`. Raise it with every change of either, because
 /// snapshots of another version are discarded.
-pub(crate) const VERSION: u32 = 9;
+pub(crate) const VERSION: u32 = 10;
 
 /// The state of the whole market after one sequence of the log.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

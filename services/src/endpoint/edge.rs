@@ -8,8 +8,8 @@ use gpubnb_domain::{
 use gpubnb_events::{
     Actor,
     command::{
-        CancelJob, ClosePayout, Deposit, Done, ExplainJob, FundAccount, OpenAccount, Quote, RequestPayout,
-        SetSuspension, SubmitJob, Submitted,
+        CancelJob, CloseAccount, ClosePayout, Deposit, Done, ExplainJob, FundAccount, OpenAccount, Quote,
+        RequestPayout, SetSuspension, SubmitJob, Submitted,
     },
     spec::PlacementExplanation,
     subject,
@@ -29,6 +29,7 @@ pub(super) async fn serve(server: &Server, e: &EndpointContext) -> Result<(), as
     endpoint(server, e, subject::command("account", "request_payout"), edge, request_payout).await?;
     endpoint(server, e, subject::command("account", "close_payout"), edge, close_payout).await?;
     endpoint(server, e, subject::command("account", "set_suspension"), edge, set_suspension).await?;
+    endpoint(server, e, subject::command("account", "close"), edge, close_account).await?;
     endpoint(server, e, subject::command("job", "submit"), edge, submit).await?;
     endpoint(server, e, subject::command("job", "cancel"), edge, cancel).await?;
     endpoint(server, e, subject::command("job", "explain"), edge, explain).await?;
@@ -67,6 +68,12 @@ async fn close_payout(e: EndpointContext, r: Incoming) -> Result<Done, RpcError>
 async fn set_suspension(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let suspension: SetSuspension = r.parse()?;
     e.executor.execute(r.actor, &Command::SetSuspension(suspension)).await.map(done)
+}
+
+async fn close_account(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
+    let close: CloseAccount = r.parse()?;
+    let account = account_of(r.actor)?;
+    e.executor.execute(r.actor, &Command::CloseAccount(account, close)).await.map(done)
 }
 
 async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> {

@@ -149,3 +149,32 @@ async fn strangers_who_guess_a_password_do_not_lock_the_person_out() {
     let changed = format!("{}{}", &known[..known.len() - 1], if known.ends_with('0') { '1' } else { '0' });
     assert_eq!(sign_in(&person.password, &changed).await.status(), StatusCode::TOO_MANY_REQUESTS);
 }
+
+#[tokio::test]
+async fn a_closed_account_is_gone_and_its_address_is_free_again() {
+    let market = MARKET.open().await.unwrap();
+    let leaving = market.new_consumer().await.unwrap();
+    let close = async |password: &str, given_up: &str| {
+        let form = [("csrf", leaving.csrf()), ("password", password), ("given_up", given_up)];
+        let request = leaving.browser_session().build_request(Method::POST, "/account/close").form(&form);
+        let answer = request.send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    };
+    let available = leaving.get("/wallet").await.unwrap()["balance"]["available"].to_string();
+    let refused = close("not the password", &available).await;
+    assert!(refused.0 == StatusCode::UNPROCESSABLE_ENTITY && refused.1.contains("present password"), "{refused:?}");
+    let refused = close(&leaving.password, "0").await;
+    assert!(refused.0 == StatusCode::CONFLICT && refused.1.contains("Withdraw the money first"), "{refused:?}");
+    assert_eq!(close(&leaving.password, &available).await.0, StatusCode::SEE_OTHER);
+    // The session, the token and the password are destroyed.
+    assert_eq!(send(&leaving.browser_session(), &Method::GET, "/wallet").await.status, StatusCode::SEE_OTHER);
+    assert_eq!(leaving.request(Method::GET, "/account", None).await.unwrap().0, StatusCode::UNAUTHORIZED);
+    assert!(leaving.clone().sign_in().await.is_err());
+    // The same address and password open another account.
+    let sign_up = [("email", &leaving.email), ("password", &leaving.password)];
+    let request = leaving.stranger().build_request(Method::POST, "/sign-up").form(&sign_up);
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::SEE_OTHER);
+    let mut again = leaving.clone();
+    again.sign_in().await.unwrap();
+    assert_ne!(again.cookie().split('.').next(), leaving.cookie().split('.').next(), "the account is another one");
+}

@@ -21,7 +21,7 @@ use std::{
 };
 
 use futures_util::TryStreamExt as _;
-use gpubnb_events::{CommandId, Millis, Timestamp};
+use gpubnb_events::{AccountId, CommandId, Millis, Timestamp};
 use object_store::{
     ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
@@ -201,6 +201,16 @@ impl Bucket {
             usage.add(owner_of(&object.location), object.size);
         }
         Ok(usage)
+    }
+
+    pub(crate) async fn remove_of(&self, account: AccountId) -> Result<(), FilesError> {
+        let mut all = self.store.list(Some(&Path::from(DATA)));
+        while let Some(object) = all.try_next().await? {
+            if owner_of(&object.location).account == account {
+                absent_is_deleted(self.store.delete(&object.location).await)?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) async fn check(&self) -> Result<(), FilesError> {

@@ -8,6 +8,7 @@ use async_nats::jetstream::{
 };
 use data_encoding::BASE64URL;
 use futures_util::TryStreamExt as _;
+use gpubnb_events::AccountId;
 use gpubnb_log::stream::store_stream;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -94,6 +95,16 @@ impl Jetstream {
             }
         }
         Ok(usage)
+    }
+
+    pub(crate) async fn remove_of(&self, account: AccountId) -> Result<(), FilesError> {
+        let mut all = self.store.list().await.map_err(broker)?;
+        while let Some(info) = all.try_next().await.map_err(broker)? {
+            if !info.metadata.contains_key(DESCRIBES) && owner_of(&info.metadata).account == account {
+                self.delete(&info.name).await?;
+            }
+        }
+        Ok(())
     }
 
     pub(crate) async fn room(&self) -> Result<Room, FilesError> {

@@ -223,6 +223,15 @@ impl Files {
         }
     }
 
+    /// Removes all files of an account. Files whose descriptions arrive meanwhile stay until their time is over.
+    pub async fn remove_of(&self, account: AccountId) -> Result<(), FilesError> {
+        self.forget_usage();
+        match &*self.backend {
+            Backend::Jetstream(store) => store.remove_of(account).await,
+            Backend::Bucket(store) => store.remove_of(account).await,
+        }
+    }
+
     /// Removes the files whose time is over. The broker does so itself.
     pub async fn remove_expired(&self, now: Timestamp) -> Result<(), FilesError> {
         match &*self.backend {

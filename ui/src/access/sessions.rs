@@ -137,6 +137,11 @@ impl Sessions {
         Ok(sessions.into_iter().flatten().rev().filter(|s| is_live(s, now)).map(|s| s.info).collect())
     }
 
+    /// Ends all sessions of an account, and forgets them.
+    pub(crate) async fn forget(&self, account: AccountId) -> Result<(), Problem> {
+        self.0.remove(&account.to_string()).await
+    }
+
     /// Ends the sessions of an account for which `ends` returns true.
     pub(crate) async fn end(&self, account: AccountId, ends: impl Fn(CommandId) -> bool) -> Result<(), Problem> {
         self.0

@@ -72,6 +72,11 @@ impl SignIns {
         let kept: Option<Vec<SignIn>> = self.0.get(&row_key(account)).await?;
         Ok(kept.into_iter().flatten().rev().collect())
     }
+
+    /// Forgets the sign-ins of an account.
+    pub(crate) async fn forget(&self, account: AccountId) -> Result<(), Problem> {
+        self.0.remove(&row_key(account)).await
+    }
 }
 
 fn add(kept: &mut Vec<SignIn>, sign_in: SignIn) {

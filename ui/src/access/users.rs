@@ -244,11 +244,28 @@ impl Users {
     /// Replaces the password, if `old` is the present password. Revokes all tokens of the user.
     pub(crate) async fn change_password(&self, account: AccountId, old: &str, new: &str) -> Result<(), Problem> {
         check_password(new)?;
-        let user = self.user(account).await?.ok_or_else(|| Problem::not_found("account"))?;
-        if !self.passwords.verify(old.to_owned(), Some(user.password)).await? {
-            return Err(Problem::invalid("old", "This is not your present password."));
-        }
+        self.verify_password(account, old).await?;
         self.set_password(account, new).await
+    }
+
+    /// Fails if this is not the password of a user who is signed in.
+    pub(crate) async fn verify_password(&self, account: AccountId, password: &str) -> Result<(), Problem> {
+        let user = self.user(account).await?.ok_or_else(|| Problem::not_found("account"))?;
+        let short: String = password.chars().take(*PASSWORD_CHARACTERS.end() + 1).collect();
+        if self.passwords.verify(short, Some(user.password)).await? {
+            return Ok(());
+        }
+        Err(Problem::invalid("old", "This is not your present password."))
+    }
+
+    /// Removes everything that is stored of a user. The address is free for a new account then.
+    pub(crate) async fn remove(&self, account: AccountId) -> Result<(), Problem> {
+        self.sign_ins().forget(account).await?;
+        // The account's row goes last: it has the password with which a failed removal is repeated.
+        if let Some(user) = self.user(account).await? {
+            self.rows.remove(&login_key(&user.email)).await?;
+        }
+        self.rows.remove(&account_key(account)).await
     }
 
     /// Replaces the password, and revokes all tokens of the user.

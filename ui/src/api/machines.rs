@@ -28,6 +28,7 @@ use crate::{
     earnings::MONTH,
     error::ApiError,
     extract::{JsonBody, Path, Query},
+    prices::default_model,
 };
 
 /// The maximum number of machines in one answer.
@@ -123,8 +124,9 @@ pub(crate) async fn models(State(app): State<App>, viewer: Viewer) -> Result<Jso
 /// The query parameters of [`history`].
 #[derive(Debug, Deserialize, IntoParams)]
 pub(crate) struct HistoryPeriod {
-    /// The model of GPU, or `CPU only`.
-    model: String,
+    /// The model of GPU, or `CPU only`; by default the first of `/market/models` that is a GPU.
+    #[serde(default)]
+    model: Option<String>,
     /// The number of hours back from now, from 1 to 744; by default 168, a week.
     #[serde(default)]
     hours: Option<u32>,
@@ -138,7 +140,11 @@ pub(crate) async fn history(
 ) -> Result<Json<ModelHistory>, ApiError> {
     let hours = period.hours.unwrap_or(168).clamp(1, 744);
     let from_hour = ModelHour::number(app.now()).saturating_sub(hours);
-    let query = ModelHistoryQuery { model: period.model, from_hour };
+    let model = match period.model {
+        Some(model) => model,
+        None => default_model(&app.queries.models(viewer.actor()).await?),
+    };
+    let query = ModelHistoryQuery { model, from_hour };
     Ok(Json(app.queries.model_history(viewer.actor(), query).await?))
 }
 

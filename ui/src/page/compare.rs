@@ -65,8 +65,10 @@ impl Row {
         let best = values.iter().filter_map(|(_, rank)| rank.as_ref()).min();
         let is_best = |rank: &Option<K>| rank.is_some() && rank.as_ref() == best;
         let columns: Vec<_> = (0..values.len()).filter(|column| is_best(&values[*column].1)).collect();
-        let best = if columns.len() < values.len() { columns } else { Vec::new() };
-        Self { label: label.into(), values: values.into_iter().map(|(text, _)| text).collect(), best }
+        let values: Vec<_> = values.into_iter().map(|(text, _)| text).collect();
+        let row = Self { label: label.into(), values, best: Vec::new() };
+        let is_better = columns.len() < row.values.len() && !row.is_same();
+        Self { best: if is_better { columns } else { Vec::new() }, ..row }
     }
 
     // askama passes references.
@@ -276,11 +278,14 @@ mod tests {
 
     #[test]
     fn the_best_value_of_a_row_is_the_lowest_rank_unless_all_are_the_same() {
-        let row = |ranks: &[Option<i32>]| Row::ranked("x", ranks.iter().map(|rank| (String::new(), *rank)).collect());
+        let row =
+            |ranks: &[Option<i32>]| Row::ranked("x", ranks.iter().map(|rank| (format!("{rank:?}"), *rank)).collect());
         assert_eq!(row(&[Some(2), Some(1), None, Some(1)]).best, [1, 3]);
         assert!(row(&[Some(1), Some(1)]).best.is_empty());
         assert!(row(&[None, None]).best.is_empty());
         assert_eq!(row(&[None, Some(5)]).best, [1]);
+        let rounded = Row::ranked("x", [1, 2].map(|rank| ("23 GiB".to_owned(), Some(rank))).into());
+        assert!(rounded.best.is_empty() && rounded.is_same(), "the eye sees no difference");
     }
 
     #[test]

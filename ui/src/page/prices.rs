@@ -3,14 +3,11 @@
 use askama::Template;
 use axum::{extract::State, response::Html};
 use gpubnb_events::{HourlyRate, MicroUsd};
-use gpubnb_query::{
-    request::ModelHistoryQuery,
-    view::{ModelHour, NO_GPU},
-};
+use gpubnb_query::{request::ModelHistoryQuery, view::ModelHour};
 use serde::Deserialize;
 
 use super::{Layout, render_page};
-use crate::{access::Viewer, app::App, chart::Line, error::PageError, extract::Query};
+use crate::{access::Viewer, app::App, chart::Line, error::PageError, extract::Query, prices::default_model};
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -64,6 +61,9 @@ pub(crate) async fn page(
         let query = ModelHistoryQuery { model: model.clone(), from_hour: from };
         app.queries.model_history(viewer.actor(), query).await?.hours
     };
+    // A young market has no history before its first hour. A day is the shortest period that is drawn.
+    let first = hours.first().map_or(from, |hour| hour.hour.min(now.saturating_sub(24)));
+    let from = from.max(first);
     let last = hours.last().copied();
     Ok(render_page(&PricesPage {
         layout: Layout::new("Prices and availability", "market", viewer),
@@ -76,12 +76,6 @@ pub(crate) async fn page(
         machines: last.map_or(0, |hour| hour.machines),
         free: last.map_or(0, |hour| hour.free),
     })?)
-}
-
-/// The first model of a GPU; without GPUs, the first model.
-fn default_model(models: &[String]) -> String {
-    let with_gpu = models.iter().find(|model| model.as_str() != NO_GPU);
-    with_gpu.or(models.first()).cloned().unwrap_or_default()
 }
 
 /// The value of each hour from `from` to `now` in which it is known, as (time in milliseconds, value). An hour without
@@ -138,7 +132,5 @@ mod tests {
         assert_eq!(values, [(10, 5.0), (11, 5.0), (14, 7.0), (15, 7.0)]);
         let charts = charts(&rows, 9, 15);
         assert!(charts[0].contains("Median price") && charts[0].contains("now $0.000007"), "{}", charts[0]);
-        assert_eq!(default_model(&["CPU only".to_owned(), "RTX".to_owned()]), "RTX");
-        assert_eq!(default_model(&["CPU only".to_owned()]), "CPU only");
     }
 }

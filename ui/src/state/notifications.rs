@@ -60,6 +60,11 @@ impl Notifications {
             .await
     }
 
+    /// Forgets what an account wants to be told, with its webhooks.
+    pub(crate) async fn forget(&self, account: AccountId) -> Result<(), Problem> {
+        self.rows.remove(&key(account)).await
+    }
+
     /// The service that sends e-mail. `None` if this market sends none.
     pub(crate) async fn mail_service(&self, now: Timestamp) -> Result<Option<MailService>, Problem> {
         let service: Option<MailService> = self.rows.get("mail").await?;

@@ -45,6 +45,7 @@ pub(crate) fn check_done(checker: &Checker, broker: &Broker, actor: Actor, comma
             (e.account, e.submission) == (*id, *submission)
         }
         (Command::SetSuspension(_), Some(_)) => true,
+        (Command::CloseAccount(id, _), Some(Event::AccountClosed(e))) => e.account == *id,
         _ => false,
     };
     ensure(is_right, || {

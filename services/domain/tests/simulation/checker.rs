@@ -135,7 +135,8 @@ impl Checker {
             | Event::PayoutPaid(_)
             | Event::PayoutFailed(_)
             | Event::AccountSuspended(_)
-            | Event::AccountReinstated(_) => self.check_account(entry)?,
+            | Event::AccountReinstated(_)
+            | Event::AccountClosed(_) => self.check_account(entry)?,
             Event::JobSubmitted(_) => self.check_submission(entry)?,
             Event::HoldReleased(e) => {
                 ensure(entry.envelope.actor == Actor::Platform, || "released by another".to_owned())?;
@@ -202,7 +203,7 @@ impl Checker {
         let account = self.accounts.get_mut(&id).ok_or_else(|| Violation("the account is not open".to_owned()))?;
         let own = actor == Actor::Account(id);
         let allowed = match entry.event {
-            Event::PayoutRequested(_) => own,
+            Event::PayoutRequested(_) | Event::AccountClosed(_) => own,
             Event::FundsDeposited(_) => matches!(actor, Actor::Operator(_)) || (own && self.rules.test_funds),
             _ => matches!(actor, Actor::Operator(_)),
         };
@@ -229,6 +230,13 @@ impl Checker {
                 let suspended = matches!(entry.event, Event::AccountSuspended(_));
                 ensure(account.suspended != suspended, || "the suspension does not change".to_owned())?;
                 account.suspended = suspended;
+                Ok(())
+            }
+            Event::AccountClosed(_) => {
+                ensure(!account.suspended, || "the account is suspended or closed".to_owned())?;
+                let is_closed = |payout: &PayoutFacts| payout.closed;
+                ensure(account.payouts.values().all(is_closed), || "a payout is open".to_owned())?;
+                account.suspended = true;
                 Ok(())
             }
             _ => Ok(()),

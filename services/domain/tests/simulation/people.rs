@@ -4,9 +4,11 @@ use gpubnb_domain::{Command, Listing, machine::COMPLETE_TEST};
 use gpubnb_events::{
     AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
     command::{
-        ChangeMachine, ClosePayout, Deposit, MachineChange, RecordTest, RequestPayout, SetSuspension, SubmitJob,
+        ChangeMachine, CloseAccount, ClosePayout, Deposit, MachineChange, RecordTest, RequestPayout, SetSuspension,
+        SubmitJob,
     },
     event::Check,
+    ledger::LedgerAccount,
     spec::{
         Egress, Gpu, Hardware, JobSpec, Mebibytes, Offer, OwnerPolicy, Placement, Requirements, Resources, Strategy,
     },
@@ -62,7 +64,7 @@ impl Market {
     /// A consumer or an operator issues a random command.
     pub(crate) fn act_as_consumer(&mut self, dice: &mut Dice) {
         let account = dice.choose(&self.people.accounts);
-        let (actor, command) = match dice.below(16) {
+        let (actor, command) = match dice.below(17) {
             0 => (Actor::Account(account), Command::OpenAccount(account)),
             1 => self.deposit(account, dice),
             2..=8 => self.submit(account, dice),
@@ -70,12 +72,26 @@ impl Market {
             10..=12 => self.cancel(account, dice),
             13 => self.payout(account, dice),
             14 => self.close_payout(account, dice),
+            15 => self.close_account(dice),
             _ => {
                 let reason = dice.one_in(3).then(|| "owes an answer".to_owned());
                 (Actor::Operator(None), Command::SetSuspension(SetSuspension { account, reason }))
             }
         };
         self.issue(Caller::Client, actor, command, dice);
+    }
+
+    /// The owner of the third account, which has no machine, closes the account.
+    fn close_account(&mut self, dice: &mut Dice) -> (Actor, Command) {
+        let account = self.people.accounts[2];
+        let given_up = if dice.one_in(4) { random_amount(dice) } else { self.available(account) };
+        (Actor::Account(account), Command::CloseAccount(account, CloseAccount { given_up }))
+    }
+
+    /// The money that an account can spend, as the log says.
+    fn available(&self, account: AccountId) -> MicroUsd {
+        let balance = self.checker.balance(LedgerAccount::Available(account));
+        MicroUsd(i64::try_from(balance).unwrap_or(i64::MAX))
     }
 
     fn deposit(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
