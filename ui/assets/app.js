@@ -200,7 +200,7 @@ document.body.addEventListener("submit", (event) => {
   if (question && !window.confirm(question)) event.preventDefault();
 });
 
-// The dialog that finds anything: Ctrl-K or Cmd-K, or `/` outside of a field. The arrow keys choose a result, Enter opens
+// The dialog that finds anything: Ctrl-K, Cmd-K, or `/` outside of a field. The arrow keys choose a result, Enter opens
 // it. Without scripts, the link leads to a page with the same results.
 const finder = document.getElementById("find");
 const finderInput = finder.querySelector("input");

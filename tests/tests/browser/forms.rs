@@ -5,6 +5,7 @@ use std::fs;
 use fantoccini::Locator;
 use gpubnb_tests::{
     browser::{Browser, console_errors},
+    jobs::counting_job,
     market::Market,
     shared::{Plan, SharedMarket},
 };
@@ -93,5 +94,76 @@ async fn console_errors_finds_an_error_in_the_browsers_console() {
     browser.visit(&market, "/").await;
     browser.client.execute("console.error('seen')", vec![]).await.unwrap();
     assert_eq!(console_errors(&browser.client).await.len(), 1);
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn a_failed_job_leads_to_a_form_with_the_fix_and_another_template_keeps_what_was_typed() {
+    let market = MARKET.open().await.unwrap();
+    let mut job = counting_job(1, 1);
+    job["parameters"]["exit-code"] = json!("137");
+    let jobs = [market.consumer.submit(&job).await.unwrap(), market.consumer.submit(&job).await.unwrap()];
+    for job in &jobs {
+        assert_eq!(market.consumer.wait_until_settled(job).await.unwrap()["state"], "Failed");
+    }
+    let browser = Browser::open(&market).await;
+    browser.sign_in(&market, &market.consumer).await;
+    browser.visit(&market, &format!("/jobs/{}", jobs[0])).await;
+    browser.save_screenshot("job-failed").await;
+    let memory =
+        market.consumer.get(&format!("/jobs/{}", jobs[0])).await.unwrap()["spec"]["resources"]["memory"].clone();
+    browser.click_live(".remedies li:first-child a").await;
+    let value = async |field: &str| {
+        let field = browser.client.find(Locator::Css(&format!("[name='{field}']"))).await.unwrap();
+        field.prop("value").await.unwrap().unwrap_or_default()
+    };
+    browser.wait_for("input[name=memory_mib]").await;
+    assert_eq!(value("memory_mib").await, (memory.as_u64().unwrap() * 2).to_string());
+    assert_eq!(value("parameter.exit-code").await, "137");
+    // Another template keeps the common fields, and not those of the present template.
+    browser.fill("input[name=name]", "kept & typed").await;
+    browser.click("nav.picker a[href*='template=noop']").await;
+    browser.wait_for("input[name=template][value=noop]").await;
+    assert_eq!(value("name").await, "kept & typed");
+    assert!(!browser.client.current_url().await.unwrap().as_str().contains("exit-code"));
+
+    // Both jobs side by side.
+    browser.visit(&market, "/jobs").await;
+    for job in &jobs {
+        browser.click(&format!("input[name=job][value='{job}']")).await;
+    }
+    browser.click("#jobs-list button:not(.danger)").await;
+    browser.wait_for_text("table.compare", "exit code 137").await;
+    browser.assert_sound("two jobs side by side").await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn anything_is_found_by_keys_and_a_search_of_the_market_is_remembered() {
+    let market = MARKET.open().await.unwrap();
+    let job = market.consumer.submit(&json!({ "template": "noop", "name": "needle" })).await.unwrap();
+    market.consumer.wait_until_settled(&job).await.unwrap();
+    let browser = Browser::open(&market).await;
+    browser.sign_in(&market, &market.consumer).await;
+    browser.visit(&market, "/market?gpu=&kind=cpu&view=table").await;
+    browser.click("#searches button").await;
+    browser.wait_for_text("#searches .chip", "cpu").await;
+    browser.visit(&market, "/market").await;
+    browser.click("#searches .chip a").await;
+    browser.wait_for("table.offers").await;
+    browser.click("input[name=machine]").await;
+
+    let body = browser.client.find(Locator::Css("body")).await.unwrap();
+    body.send_keys("/").await.unwrap();
+    browser.wait_for("dialog#find[open]").await;
+    let field = browser.client.find(Locator::Css("#find input")).await.unwrap();
+    field.send_keys("needle").await.unwrap();
+    browser.wait_for_text("#find-results", "Completed").await;
+    browser.assert_sound("the search over everything").await;
+    browser.save_screenshot("find").await;
+    // Return opens the first result, the job.
+    field.send_keys("\u{e007}").await.unwrap();
+    browser.wait_for("#summary").await;
+    assert!(browser.client.current_url().await.unwrap().path().ends_with(&job));
     browser.close().await;
 }
