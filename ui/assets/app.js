@@ -200,6 +200,36 @@ document.body.addEventListener("submit", (event) => {
   if (question && !window.confirm(question)) event.preventDefault();
 });
 
+// The menu of the account: a press outside of it, or Escape, closes it. It chooses the colours, too.
+const menu = document.querySelector("details.menu");
+if (menu) {
+  document.addEventListener("click", ({ target }) => menu.contains(target) || menu.removeAttribute("open"));
+  menu.addEventListener("keydown", ({ key }) => {
+    if (key !== "Escape") return;
+    menu.removeAttribute("open");
+    menu.querySelector("summary").focus();
+  });
+  const root = document.documentElement;
+  const themes = [...menu.querySelectorAll("[data-choose-theme]")];
+  const showTheme = () => {
+    for (const theme of themes) theme.ariaPressed = String(theme.dataset.chooseTheme === (root.dataset.theme ?? ""));
+  };
+  for (const theme of themes) {
+    theme.addEventListener("click", () => {
+      const chosen = theme.dataset.chooseTheme;
+      if (chosen) root.dataset.theme = chosen;
+      else delete root.dataset.theme;
+      try {
+        localStorage.setItem("gpubnb-theme", chosen);
+      } catch {
+        // The choice lasts until the page is left.
+      }
+      showTheme();
+    });
+  }
+  showTheme();
+}
+
 // The dialog that finds anything: Ctrl-K, Cmd-K, or `/` outside of a field. The arrow keys choose a result, Enter opens
 // it. Without scripts, the link leads to a page with the same results.
 const finder = document.getElementById("find");

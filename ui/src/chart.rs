@@ -35,8 +35,8 @@ pub(crate) fn line(name: &str, unit: &str, points: &[(i64, f64)], period: (i64, 
 impl Line<'_> {
     pub(crate) fn draw(&self) -> String {
         let values = || self.points.iter().map(|(_, value)| *value);
-        let top = values().fold(self.scale, f64::max);
-        let top = if top > 0.0 { top } else { 1.0 };
+        let highest = values().fold(0.0, f64::max);
+        let top = if highest < self.scale { self.scale } else { round_above(highest) };
         let (name, unit) = (escape::html(self.name), escape::html(self.unit));
         let text = |value: f64| format!("{} {unit}", (self.text)(value)).trim_end().to_owned();
         let summary = match self.points.last() {
@@ -99,6 +99,15 @@ pub(crate) fn bars(name: &str, summary: &str, bars: &[Bar], (first, last): (&str
     )
 }
 
+/// The next round number above a value, so that no line runs along the edge: 0.5 for 0.42, 150 for 120.
+fn round_above(value: f64) -> f64 {
+    if value <= 0.0 {
+        return 1.0;
+    }
+    let unit = 10_f64.powf(value.log10().floor());
+    [1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0].into_iter().find(|factor| factor * unit > value).unwrap_or(10.0) * unit
+}
+
 /// A duration in hours or, from two days on, in days, rounded: `24 h`, `7 days`.
 fn long(ms: i64) -> String {
     let hours = (ms + 1_800_000) / 3_600_000;
@@ -120,7 +129,7 @@ fn segments(points: &[(i64, f64)], (from, to): (i64, i64), top: f64, gap: i64) -
             let _ = write!(html, "{x:.1},{y:.1} ");
             // A single point becomes a short line, because a polyline of one point is invisible.
             if run.len() == 1 {
-                let _ = write!(html, "{:.1},{y:.1} ", if x > WIDTH / 2.0 { x - 4.0 } else { x + 4.0 });
+                let _ = write!(html, "{:.1},{y:.1} ", if x > WIDTH / 2.0 { x - 8.0 } else { x + 8.0 });
             }
         }
         html.push_str("\"/>");
@@ -137,6 +146,13 @@ pub(crate) fn short(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_top_of_a_chart_is_a_round_number_above_its_values() {
+        for (value, top) in [(0.0, 1.0), (0.42, 0.5), (1.0, 1.5), (3.0, 4.0), (120.0, 150.0), (9.5, 10.0)] {
+            assert!((round_above(value) - top).abs() < 1e-9, "{value}: {}", round_above(value));
+        }
+    }
 
     #[test]
     fn bars_reach_from_the_ground_to_the_highest_value() {

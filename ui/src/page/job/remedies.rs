@@ -113,8 +113,11 @@ fn after_exit(job: &JobView, code: i64) -> Vec<Remedy> {
         126 | 127 => {
             Remedy::form(job, "The shell did not find the program, or may not run it.", "Change the command", &[])
         }
-        // 128 + SIGKILL. The kernel ends a program of the job when its memory is used up.
-        137 => more_memory(job),
+        // 128 + SIGKILL. Had the kernel ended the program for want of memory, the reason would be `OutOfMemory`.
+        137 => Remedy {
+            advice: "A process of the job killed the program. Often one of its workers ran out of memory.".to_owned(),
+            ..more_memory(job)
+        },
         139 => Remedy::advice(
             "The program crashed (segmentation fault). Its libraries may need another processor or driver.",
         ),
