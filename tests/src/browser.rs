@@ -184,8 +184,12 @@ impl Browser {
     /// Sets the preferred colour scheme of the operating system: `light` or `dark`.
     pub async fn set_colour_scheme(&self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
-        let command = json!({ "cmd": "Emulation.setEmulatedMedia", "params": { "features": features } });
-        self.client.issue_cmd(Devtools(command)).await.unwrap();
+        self.devtools("Emulation.setEmulatedMedia", json!({ "features": features })).await;
+    }
+
+    /// Sends a command of the protocol of Chromium's developer tools.
+    pub async fn devtools(&self, command: &str, parameters: Value) {
+        self.client.issue_cmd(Devtools(json!({ "cmd": command, "params": parameters }))).await.unwrap();
     }
 
     /// Replaces the text of an input field.

@@ -333,7 +333,7 @@ impl System {
     /// Starts a web server at this port of 127.0.0.1. The web server can run beside another one.
     pub async fn start_ui_at(&self, port: u16) -> anyhow::Result<Process> {
         let mut command = self.configured_command("ui")?;
-        command.args(["run", "--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["run", "--listen", &format!("127.0.0.1:{port}"), "--url", &format!("http://localhost:{port}")]);
         if !self.settings.has_rate_limits {
             let plenty = "100000";
             command.args(["--requests-per-second", plenty, "--sign-ins-per-minute", plenty]);

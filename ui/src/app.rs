@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
 
 use crate::{
-    access::{MailedLinks, OpenStreams, RateLimits, Sessions, SignIns, Users},
+    access::{MailedLinks, OpenStreams, Passkeys, RateLimits, Sessions, SignIns, Users},
     request_span,
     state::{Changes, MachineCache, Notifications, Uploads, WorkerProgram},
 };
@@ -35,6 +35,7 @@ pub(crate) struct App {
     pub(crate) users: Users,
     pub(crate) sessions: Sessions,
     pub(crate) sign_ins: SignIns,
+    pub(crate) passkeys: Passkeys,
     pub(crate) links: MailedLinks,
     pub(crate) notifications: Notifications,
     pub(crate) rate_limits: RateLimits,

@@ -34,6 +34,11 @@ const ASSETS: &[Asset] = &[
         media_type: "text/javascript; charset=utf-8",
         content: include_bytes!("../assets/theme.js"),
     },
+    Asset {
+        name: "passkeys.js",
+        media_type: "text/javascript; charset=utf-8",
+        content: include_bytes!("../assets/passkeys.js"),
+    },
     Asset { name: "job.js", media_type: "text/javascript; charset=utf-8", content: include_bytes!("../assets/job.js") },
     Asset { name: "icon.svg", media_type: "image/svg+xml", content: include_bytes!("../assets/icon.svg") },
     Asset {

@@ -49,6 +49,10 @@ pub struct RunArgs {
     /// Address to listen on.
     #[arg(long, env = "GPUBNB_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
+    /// Address at which people open the pages, such as `https://market.example`. People can sign in with passkeys only
+    /// there; without this option, there are none.
+    #[arg(long, env = "GPUBNB_URL", value_name = "URL")]
+    pub url: Option<url::Url>,
     /// Certificate chain of this server (PEM). Without this option, run the server behind a proxy that has a
     /// certificate. Over plain HTTP, browsers accept a session only from `localhost`.
     #[arg(long, env = "GPUBNB_TLS_CERT", requires = "tls_key", value_name = "FILE")]

@@ -65,9 +65,11 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.spawn(users.clone().listen(shutdown.clone()));
     tasks.spawn(sessions.clone().listen(shutdown.clone()));
     let terms = args.terms.as_ref().map(fs::read_to_string).transpose().context("reading --terms")?;
+    let permit_key = PermitKey::read(&key).with_context(|| format!("reading {}", key.display()))?;
     let app = App {
         webhook_host: args.webhook_host.as_deref().map(Into::into),
         terms: terms.unwrap_or_default().into(),
+        passkeys: users.passkeys(permit_key.clone(), args.url.as_ref())?,
         sign_ins: users.sign_ins(),
         links: users.links(),
         users,
@@ -91,7 +93,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
         changes,
         machines,
-        permit_key: PermitKey::read(&key).with_context(|| format!("reading {}", key.display()))?,
+        permit_key,
         clock: Arc::new(SystemClock),
     };
     ready.set();

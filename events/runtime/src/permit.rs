@@ -52,6 +52,13 @@ pub enum Purpose {
         /// The browser: an id that was made when the person signed in there.
         browser: String,
     },
+    /// Finishing a ceremony of a passkey that the market began.
+    Passkey {
+        /// The id of the ceremony.
+        ceremony: String,
+        /// The state of the ceremony, JSON.
+        state: String,
+    },
     /// Downloading one file that an attempt left.
     Artifact {
         /// The job.
@@ -94,6 +101,7 @@ impl Permit {
                 format!("input.{job}.{lease}.{account}.{input}.{expires}")
             }
             Purpose::KnownBrowser { login, browser } => format!("known.{login}.{browser}.{expires}"),
+            Purpose::Passkey { ceremony, state } => format!("passkey.{ceremony}.{}.{expires}", hex::encode(state)),
             // A path may contain any character, also the dot that separates the parts: write it in hexadecimal.
             Purpose::Artifact { job, lease, path, sha256 } => {
                 format!("artifact.{job}.{lease}.{}.{sha256}.{expires}", hex::encode(path))
@@ -114,6 +122,10 @@ impl Permit {
                 Purpose::Input { job: job.parse().ok()?, lease: lease.parse().ok()?, account, input }
             }
             ("known", login, browser) => Purpose::KnownBrowser { login: login.to_owned(), browser: browser.to_owned() },
+            ("passkey", ceremony, state) => {
+                let state = String::from_utf8(hex::decode(state).ok()?).ok()?;
+                Purpose::Passkey { ceremony: ceremony.to_owned(), state }
+            }
             ("artifact", job, lease) => {
                 let path = String::from_utf8(hex::decode(parts.next()?).ok()?).ok()?;
                 let sha256 = parts.next()?.to_owned();
@@ -181,6 +193,7 @@ mod tests {
                 input: CommandId::generate(),
             },
             Purpose::KnownBrowser { login: "0a".to_owned(), browser: "ff".to_owned() },
+            Purpose::Passkey { ceremony: "0a".to_owned(), state: "{\"a.b\":1}".to_owned() },
             Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned(), sha256: "0a".to_owned() },
         ] {
             let permit = Permit { purpose: purpose.clone(), expires: now.plus(Millis(1_000)) };

@@ -5,3 +5,4 @@ mod forms;
 mod journeys;
 mod live;
 mod long_log;
+mod passkeys;

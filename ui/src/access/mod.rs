@@ -10,6 +10,7 @@ mod gate;
 mod guesses;
 mod kv_cache;
 mod mailed_links;
+mod passkeys;
 mod peer;
 mod rate_limit;
 mod routes;
@@ -28,6 +29,7 @@ pub(crate) use self::{
     gate::CSRF_FIELD,
     kv_cache::KvCache,
     mailed_links::{LinkKind, MailedLinks},
+    passkeys::{PasskeyInfo, Passkeys},
     peer::{Client, KNOWN_COOKIE},
     rate_limit::{RateLimits, Rates, Source, network_of},
     routes::{BodySchema, BodyShape, Endpoint, Routes},

@@ -2,9 +2,10 @@
 //!
 //! Each user has two rows in the bucket CREDENTIALS: `login.<hash of the e-mail address>` holds the account's id, and
 //! `account.<account>` holds the user. (`reset.…`, `confirm.…` and `mailed.…`: `mailed_links.rs`; `sign-ins.…`:
-//! `sign_ins.rs`.) Passwords and tokens are stored as hashes.
+//! `sign_ins.rs`; `passkeys.…`: `passkeys.rs`.) Passwords and tokens are stored as hashes.
 
 use gpubnb_events::{AccountId, CommandId, Timestamp};
+use gpubnb_runtime::permit::PermitKey;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +13,7 @@ use super::{
     Scope,
     kv_cache::KvCache,
     mailed_links::MailedLinks,
+    passkeys::Passkeys,
     secret::{Passwords, digest, new_secret},
     sign_ins::SignIns,
 };
@@ -144,6 +146,11 @@ impl Users {
     /// The links that are sent by e-mail, which are in the same bucket.
     pub(crate) fn links(&self) -> MailedLinks {
         MailedLinks::new(self.rows.clone())
+    }
+
+    /// The passkeys of each user, which are in the same bucket.
+    pub(crate) fn passkeys(&self, permit_key: PermitKey, url: Option<&url::Url>) -> anyhow::Result<Passkeys> {
+        Passkeys::new(self.rows.clone(), permit_key, url)
     }
 
     /// The last sign-ins of each user, which are in the same bucket.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{Layout, render_page};
 use crate::{
-    access::{NewToken, Scope, SessionInfo, SignIn, SignedIn, Source, TokenInfo, is_secret},
+    access::{NewToken, PasskeyInfo, Scope, SessionInfo, SignIn, SignedIn, Source, TokenInfo, is_secret},
     accounts::{Role, roles},
     app::App,
     error::{PageError, Problem},
@@ -29,6 +29,9 @@ struct AccountPage {
     session: Option<CommandId>,
     sessions: Vec<SessionInfo>,
     sign_ins: Vec<SignIn>,
+    passkeys: Vec<PasskeyInfo>,
+    /// The origin on which passkeys work; `None` if this market has none.
+    passkey_origin: Option<String>,
     tokens: Vec<TokenInfo>,
     scopes: Vec<Scope>,
     /// A token that was just created. The page shows it only this once.
@@ -76,6 +79,8 @@ async fn render(
         session: signed_in.viewer.session,
         sessions: app.sessions.list(account, now).await?,
         sign_ins: app.sign_ins.list(account).await?,
+        passkeys: app.passkeys.list(account).await?,
+        passkey_origin: app.passkeys.origin(),
         tokens: app.users.tokens(account, now).await?,
         scopes: Scope::ALL.into_iter().filter(|s| operator || *s != Scope::Ops).collect(),
         new_token,
@@ -114,12 +119,14 @@ pub(crate) async fn page(
     Query(query): Query<AccountQuery>,
 ) -> Result<Response, PageError> {
     let success = query.done.and_then(|done| match done.as_str() {
-        "password" => {
-            Some("Your password is changed. Every other browser was signed out, and every token was revoked.")
-        }
+        "password" => Some(
+            "Your password is changed. Every other browser was signed out, and every token and passkey was removed.",
+        ),
         "session" => Some("The other browser is signed out."),
         "token" => Some("The token is revoked."),
         "operator" => Some("You are now an operator."),
+        "passkey" => Some("The passkey is added. You can sign in with it."),
+        "passkey-removed" => Some("The passkey is removed."),
         _ => None,
     });
     Ok(render(&app, signed_in, None, success, None).await?)
@@ -147,6 +154,8 @@ pub(crate) async fn change_password(
         return render_refusal(&app, signed_in, problem, Vec::new()).await;
     }
     app.rate_limits.take_back_password(&guess);
+    // Somebody who knew the old password may have added a passkey.
+    app.passkeys.forget(signed_in.account).await?;
     // All other sessions end, because somebody else may know the old password.
     app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
     // An address that nobody confirmed may be foreign.

@@ -81,6 +81,7 @@ async fn close_and_remove(app: &App, signed_in: SignedIn, form: &CloseForm) -> R
             files.remove_of(account).await.map_err(|e| Problem::internal(&e))?;
         }
         // The session goes last: with it, and with the password, the person can repeat a request that failed.
+        app.passkeys.forget(account).await?;
         app.users.remove(account).await?;
         app.sessions.forget(account).await
     };

@@ -26,6 +26,7 @@ pub(crate) mod machine;
 pub(crate) mod market;
 pub(crate) mod new_job;
 pub(crate) mod notifications;
+pub(crate) mod passkeys;
 pub(crate) mod password_reset;
 pub(crate) mod prices;
 pub(crate) mod provider;

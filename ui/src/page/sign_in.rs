@@ -44,6 +44,8 @@ struct SignInPage {
     next: String,
     email: String,
     problem: Option<Problem>,
+    /// The origin on which passkeys work, if the form is to sign in.
+    passkey_origin: Option<String>,
 }
 
 impl SignInPage {
@@ -64,6 +66,7 @@ pub(crate) struct Credentials {
 }
 
 fn render(
+    app: &App,
     is_sign_up: bool,
     news: Option<&'static str>,
     next: String,
@@ -73,24 +76,29 @@ fn render(
     let (title, menu_entry) = if is_sign_up { ("Sign up", "sign-up") } else { ("Sign in", "sign-in") };
     let status = problem.as_ref().map_or(StatusCode::OK, |p| StatusCode::from_u16(p.status).unwrap_or_default());
     let layout = Layout::new(title, menu_entry, Viewer::default());
-    let page = render_page(&SignInPage { layout, is_sign_up, news, next, email, problem })?;
+    let passkey_origin = app.passkeys.origin().filter(|_| !is_sign_up);
+    let page = render_page(&SignInPage { layout, is_sign_up, news, next, email, problem, passkey_origin })?;
     Ok((status, page).into_response())
 }
 
 /// The path to open after signing in: `next` if it is a path on this server, otherwise `/market`. Without this check, a
 /// link to the sign-in page could redirect the user to another site (an open redirect).
-fn safe_redirect(next: &str) -> &str {
+pub(super) fn safe_redirect(next: &str) -> &str {
     let is_foreign = next.starts_with("//") || next.contains('\\') || next.chars().any(char::is_control);
     if next.starts_with('/') && !is_foreign { next } else { "/market" }
 }
 
 /// `GET /sign-up`: the form. Somebody who is signed in goes on to the path `next`.
-pub(crate) async fn sign_up_page(viewer: Viewer, Query(query): Query<SignInQuery>) -> Result<Response, PageError> {
+pub(crate) async fn sign_up_page(
+    State(app): State<App>,
+    viewer: Viewer,
+    Query(query): Query<SignInQuery>,
+) -> Result<Response, PageError> {
     let next = query.next.unwrap_or_default();
     if viewer.session.is_some() {
         return Ok(Redirect::to(safe_redirect(&next)).into_response());
     }
-    render(true, None, next, String::new(), None)
+    render(&app, true, None, next, String::new(), None)
 }
 
 /// `POST /sign-up`: opens an account, and signs in. An address that has an account already keeps its password: whoever
@@ -110,12 +118,16 @@ pub(crate) async fn sign_up(
             let query = serde_urlencoded::to_string([("welcome", "1"), ("next", &form.next)]);
             Ok(Redirect::to(&format!("/sign-in?{}", query.unwrap_or_default())).into_response())
         }
-        Err(problem) if problem.field.is_some() => render(true, None, form.next, form.email, Some(problem)),
+        Err(problem) if problem.field.is_some() => render(&app, true, None, form.next, form.email, Some(problem)),
         Err(problem) => Err(problem.into()),
     }
 }
 
-pub(crate) async fn sign_in_page(viewer: Viewer, Query(query): Query<SignInQuery>) -> Result<Response, PageError> {
+pub(crate) async fn sign_in_page(
+    State(app): State<App>,
+    viewer: Viewer,
+    Query(query): Query<SignInQuery>,
+) -> Result<Response, PageError> {
     if viewer.session.is_some() {
         return Ok(Redirect::to(safe_redirect(query.next.as_deref().unwrap_or_default())).into_response());
     }
@@ -124,7 +136,7 @@ pub(crate) async fn sign_in_page(viewer: Viewer, Query(query): Query<SignInQuery
         (Some(_), None) => Some("Thanks. Sign in with the password you chose."),
         (None, None) => None,
     };
-    render(false, news, query.next.unwrap_or_default(), String::new(), None)
+    render(&app, false, news, query.next.unwrap_or_default(), String::new(), None)
 }
 
 pub(crate) async fn sign_in(
@@ -135,7 +147,7 @@ pub(crate) async fn sign_in(
     match accounts::check_password(&app, &client, &form.email, &form.password).await {
         Ok(account) => begin_session(&app, &client, account, &form.email, &form.next).await,
         Err(problem) if matches!(problem.status, 401 | 429) => {
-            render(false, None, form.next, form.email, Some(problem))
+            render(&app, false, None, form.next, form.email, Some(problem))
         }
         Err(problem) => Err(problem.into()),
     }

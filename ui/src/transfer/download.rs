@@ -43,7 +43,7 @@ pub(crate) async fn by_permit(
             check_not_suspended(&app, job).await?;
             (&app.artifacts, artifact_name(job, lease, &path), path, Some(sha256))
         }
-        Purpose::Upload { .. } | Purpose::KnownBrowser { .. } => {
+        Purpose::Upload { .. } | Purpose::KnownBrowser { .. } | Purpose::Passkey { .. } => {
             return Err(bad_permit("the permit is not for downloading files").into());
         }
     };
