@@ -60,6 +60,15 @@ pub(crate) struct Unreadable {
 }
 
 impl Unreadable {
+    /// An address with an invalid id. A person sees that the address is wrong, and a program what is wrong with it.
+    fn no_such_path(path: &str, detail: &str) -> Self {
+        if is_api_path(path) {
+            return Self::new(StatusCode::NOT_FOUND, path, &detail);
+        }
+        let detail = "There is nothing at this address. A part of it may be missing.";
+        Self { problem: Problem::new(StatusCode::NOT_FOUND, "NotFound", detail), for_program: false }
+    }
+
     fn new(status: StatusCode, path: &str, detail: &dyn std::fmt::Display) -> Self {
         let problem = Problem::new(status, "BadRequest", format!("The request could not be read: {detail}."));
         Self { problem, for_program: is_api_path(path) }
@@ -85,7 +94,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
         let read = axum::extract::Path::<T>::from_request_parts(parts, state).await;
         // An invalid id, as in `/jobs/nonsense`, is answered like the id of a job that does not exist.
         read.map(|axum::extract::Path(value)| Self(value))
-            .map_err(|e: rejection::PathRejection| Unreadable::new(StatusCode::NOT_FOUND, &path, &e.body_text()))
+            .map_err(|e: rejection::PathRejection| Unreadable::no_such_path(&path, &e.body_text()))
     }
 }
 

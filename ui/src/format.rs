@@ -45,7 +45,9 @@ pub(crate) fn duration(time: impl Borrow<Millis>) -> String {
         0 => format!("{} ms", time.0),
         1..60 => format!("{}.{} s", seconds, time.0 % 1_000 / 100),
         60..3_600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {:02} min", seconds / 3_600, seconds % 3_600 / 60),
+        3_600..172_800 => format!("{} h {:02} min", seconds / 3_600, seconds % 3_600 / 60),
+        _ if seconds % 86_400 < 3_600 => format!("{} days", seconds / 86_400),
+        _ => format!("{} days {} h", seconds / 86_400, seconds % 86_400 / 3_600),
     }
 }
 
@@ -232,6 +234,8 @@ mod tests {
         assert_eq!(duration(Millis(4_249)), "4.2 s");
         assert_eq!(duration(Millis(187_000)), "3 min 07 s");
         assert_eq!(duration(Millis(3_720_000)), "1 h 02 min");
+        assert_eq!(duration(Millis(30 * 86_400_000)), "30 days");
+        assert_eq!(duration(Millis(50 * 3_600_000)), "2 days 2 h");
         assert_eq!(signed(&MicroUsd(1_000_000)), "+$1.00");
         assert_eq!(
             [0, 29, 23_999_830, -500_000].map(|m| headline(&MicroUsd(m))),

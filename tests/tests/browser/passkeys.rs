@@ -9,6 +9,18 @@ use serde_json::json;
 
 static MARKET: SharedMarket = SharedMarket::new(Plan::default);
 
+/// Keeps the next answer that the page sends.
+const KEEP: &str = "const send = window.fetch;
+    window.fetch = (path, init) => {
+        if (init?.body) sessionStorage.setItem('answer', init.body);
+        return send(path, init);
+    };";
+/// Sends the kept answer once more, and returns the status of the market's answer.
+const REPLAY: &str = "const done = arguments[0];
+    const body = sessionStorage.getItem('answer');
+    fetch('/sign-in/passkey', { method: 'POST', headers: { 'content-type': 'application/json' }, body })
+        .then((answer) => done(answer.status));";
+
 #[tokio::test]
 async fn a_passkey_signs_in_until_it_is_removed() {
     let market = MARKET.open().await.unwrap();
@@ -52,22 +64,13 @@ async fn a_passkey_signs_in_until_it_is_removed() {
     browser.assert_sound("an account with a passkey").await;
 
     // An answer works once, and the market took this one already.
-    let replay = "const done = arguments[0];
-        const body = sessionStorage.getItem('answer');
-        fetch('/sign-in/passkey', { method: 'POST', headers: { 'content-type': 'application/json' }, body })
-            .then((answer) => done(answer.status));";
     browser.client.delete_all_cookies().await.unwrap();
     browser.client.goto(&format!("{url}/sign-in?next=/wallet")).await.unwrap();
-    let keep = "const send = window.fetch;
-        window.fetch = (path, init) => {
-            if (init?.body) sessionStorage.setItem('answer', init.body);
-            return send(path, init);
-        };";
-    browser.client.execute(keep, vec![]).await.unwrap();
+    browser.client.execute(KEEP, vec![]).await.unwrap();
     browser.click("#passkeys button.sign-in").await;
     browser.wait_for_text("h1", "Wallet").await;
     browser.client.delete_all_cookies().await.unwrap();
-    assert_eq!(browser.client.execute_async(replay, vec![]).await.unwrap(), json!(422));
+    assert_eq!(browser.client.execute_async(REPLAY, vec![]).await.unwrap(), json!(422));
 
     // A removed passkey is of no use, though the device still has it.
     with_passkey("/wallet").await;
