@@ -59,7 +59,7 @@ pub(crate) enum Command {
     },
     /// Prints the output of a job.
     Logs {
-        /// The job.
+        /// The job: its id, or the end of its id, as pages show it.
         job: String,
         /// Also prints new output, until the job is settled.
         #[arg(short, long)]
@@ -67,24 +67,24 @@ pub(crate) enum Command {
     },
     /// Downloads the files of a job. Files that are there already, and are the same, are kept.
     Fetch {
-        /// The job.
+        /// The job: its id, or the end of its id, as pages show it.
         job: String,
         /// Directory for the files. Default: a directory with the id of the job.
         directory: Option<PathBuf>,
     },
     /// Cancels a job.
     Cancel {
-        /// The job.
+        /// The job: its id, or the end of its id, as pages show it.
         job: String,
     },
     /// Prints a job's bill.
     Receipt {
-        /// The job.
+        /// The job: its id, or the end of its id, as pages show it.
         job: String,
     },
     /// Checks the files and the log of a job: the machine's signatures, the hash of each file, and every line.
     Verify {
-        /// The job.
+        /// The job: its id, or the end of its id, as pages show it.
         job: String,
         /// Directory of the downloaded files. Without it, only the list is checked.
         directory: Option<PathBuf>,

@@ -21,6 +21,7 @@ mod api;
 mod args;
 mod download;
 mod follow;
+mod job_id;
 mod saved;
 mod show;
 mod signal;
@@ -91,12 +92,16 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::EnrollCode => account::enroll_code(&api, json).await,
         Command::Machines => show::machines(&api, json).await,
         Command::Jobs { state, limit } => show::jobs(&api, state.as_deref(), limit, json).await,
-        Command::Receipt { job } => show::receipt(&api, &job, json).await,
-        Command::Verify { job, directory } => verify::verify(&api, &job, directory.as_deref(), json).await,
-        Command::Cancel { job } => show::cancel(&api, &job, json).await,
-        Command::Logs { job, follow } => follow::logs(&api, &job, follow, json).await,
+        Command::Receipt { job } => show::receipt(&api, &job_id::find(&api, &job).await?, json).await,
+        Command::Verify { job, directory } => {
+            verify::verify(&api, &job_id::find(&api, &job).await?, directory.as_deref(), json).await
+        }
+        Command::Cancel { job } => show::cancel(&api, &job_id::find(&api, &job).await?, json).await,
+        Command::Logs { job, follow } => follow::logs(&api, &job_id::find(&api, &job).await?, follow, json).await,
         Command::Run(run) => submit::run(&api, *run, json).await,
-        Command::Fetch { job, directory } => download::fetch(&api, &job, directory, json).await,
+        Command::Fetch { job, directory } => {
+            download::fetch(&api, &job_id::find(&api, &job).await?, directory, json).await
+        }
         // These commands have returned above, because they need no market.
         Command::Completions { .. } | Command::CheckProof { .. } | Command::Logout => Ok(0),
     }

@@ -118,7 +118,7 @@ class Money(Case):
 
         balances = self.clean(closed(10_000_000)).balances
         self.assertEqual((balances[f"available:{CONSUMER}"], balances["fees"]), (0, 10_000_000))
-        self.found(closed(9_000_000), "ledger", "9000000 is given up, which is not what is available")
+        self.found(closed(10_000_001), "ledger", "10000001 is given up, which is more than what is available")
         log = closed(10_000_000)
         log.add("AccountReinstated", {"account": CONSUMER}, OPERATOR)
         self.found(log, "ledger", "AccountReinstated of a closed account")

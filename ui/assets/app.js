@@ -174,7 +174,8 @@ document.querySelector("nav.picker")?.addEventListener("click", ({ target }) => 
   const link = target.closest("a");
   const form = document.getElementById("job-form");
   if (!link || !form) return;
-  const address = new URL(link.href);
+  // The address without what an earlier press put there.
+  const address = new URL((link.dataset.href ??= link.href));
   const isKept = (name) => name && !/^(parameter\..*|again|template|command|image|workdir|env|csrf|job)$/.test(name);
   for (const [name, value] of new URLSearchParams(location.search)) {
     if (isKept(name) && name !== "machine" && name !== "input") address.searchParams.set(name, value);
@@ -237,14 +238,33 @@ const finderInput = finder.querySelector("input");
 const finderResults = document.getElementById("find-results");
 let findTimer = null;
 let findNumber = 0;
+let shownText = null;
+// Chooses a result, which a screen reader then says.
+const choose = (link) => {
+  finderResults.querySelector("[aria-selected=true]")?.setAttribute("aria-selected", "false");
+  link?.setAttribute("aria-selected", "true");
+  link?.scrollIntoView({ block: "nearest" });
+  if (link) finderInput.setAttribute("aria-activedescendant", link.id);
+  else finderInput.removeAttribute("aria-activedescendant");
+};
 const showResults = async () => {
   const number = ++findNumber;
+  const text = finderInput.value;
+  clearTimeout(findTimer);
   try {
-    const answer = await fetch(`/find?part=1&q=${encodeURIComponent(finderInput.value)}`);
+    const answer = await fetch(`/find?part=1&q=${encodeURIComponent(text)}`);
     if (number !== findNumber) return;
     if (!answer.ok) throw new Error();
     finderResults.innerHTML = await answer.text();
-    finderResults.querySelector("a")?.setAttribute("aria-current", "true");
+    shownText = text;
+    finderResults.querySelector("ul")?.setAttribute("role", "listbox");
+    finderResults.querySelector("ul")?.setAttribute("aria-label", "Results");
+    finderResults.querySelectorAll("li").forEach((item) => item.setAttribute("role", "presentation"));
+    finderResults.querySelectorAll("a").forEach((link, place) => {
+      link.id = `found-${place}`;
+      link.setAttribute("role", "option");
+    });
+    choose(finderResults.querySelector("a"));
   } catch {
     if (number === findNumber) finderResults.textContent = "The market did not answer. Type to try again.";
   }
@@ -257,11 +277,8 @@ const openFinder = () => {
 };
 const moveChoice = (step) => {
   const links = [...finderResults.querySelectorAll("a")];
-  const chosen = links.findIndex((link) => link.ariaCurrent === "true");
-  const next = links[Math.min(Math.max(chosen + step, 0), links.length - 1)];
-  links[chosen]?.removeAttribute("aria-current");
-  next?.setAttribute("aria-current", "true");
-  next?.scrollIntoView({ block: "nearest" });
+  const chosen = links.findIndex((link) => link.ariaSelected === "true");
+  choose(links[Math.min(Math.max(chosen + step, 0), links.length - 1)]);
 };
 document.querySelector("a.find").addEventListener("click", (event) => {
   if (event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -279,10 +296,15 @@ finderInput.addEventListener("input", () => {
   clearTimeout(findTimer);
   findTimer = setTimeout(showResults, 120);
 });
+// The results may be those of an earlier text.
+const openChoice = async () => {
+  if (shownText !== finderInput.value) await showResults();
+  finderResults.querySelector("[aria-selected=true]")?.click();
+};
 finder.addEventListener("keydown", (event) => {
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (step) moveChoice(step);
-  else if (event.key === "Enter") finderResults.querySelector("[aria-current]")?.click();
+  else if (event.key === "Enter" && event.target === finderInput) openChoice();
   else return;
   event.preventDefault();
 });

@@ -77,6 +77,8 @@ const fillPart = (id, html) => {
   const closed = [...part.querySelectorAll("details[id]:not([open])")].map((d) => d.id);
   const ticked = new Set([...part.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value));
   part.innerHTML = html;
+  // The parts inside are new, too: what they showed before is forgotten.
+  for (const inner of part.querySelectorAll("[id]")) contents.delete(inner.id);
   if (ticked.size)
     for (const box of part.querySelectorAll("input[type=checkbox]")) box.checked ||= ticked.has(box.value);
   for (const id of closed) document.getElementById(id)?.removeAttribute("open");

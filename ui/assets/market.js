@@ -75,7 +75,7 @@ const showTellWhenFree = () => {
     delete document.documentElement.dataset.keepLive;
   }
   const canTell = "Notification" in window && Notification.permission !== "denied";
-  tellWhenFree.hidden = !canTell || (freeCount() > 0 && !isAsked);
+  tellWhenFree.hidden = !canTell || (freeCount() > 0 && !tellWhenFree.disabled);
 };
 tellWhenFree.addEventListener("click", async () => {
   if ((await Notification.requestPermission()) !== "granted") return showTellWhenFree();

@@ -12,7 +12,8 @@ const sendJson = async (path, body) => {
   const answer = await fetch(path, body && { method: "POST", headers, body: JSON.stringify(body) });
   if (answer.ok) return answer.status === 201 ? null : answer.json();
   const problem = await answer.json().catch(() => null);
-  throw new Error(problem?.detail ?? "The market did not answer. Try again.");
+  if (answer.status === 429) throw new Error("Too many requests. Wait a minute, and try again.");
+  throw new Error(problem?.detail ?? "That did not work. Reload the page, and try again.");
 };
 
 const run = async (work) => {

@@ -38,10 +38,7 @@ pub(crate) fn chart(days: &[Day], now: Timestamp) -> String {
     let date = |day: &Day| Timestamp::from_millis(i64::from(day.day) * 86_400_000).date();
     let bars: Vec<_> = days
         .iter()
-        .map(|day| chart::Bar {
-            label: format!("{}: {} from {} jobs", date(day), day.earned, day.jobs),
-            value: day.earned.0 as f64,
-        })
+        .map(|day| chart::Bar { label: format!("{}: {}", date(day), day.earned), value: day.earned.0 as f64 })
         .collect();
     let first = days.first().map(date).unwrap_or_default();
     let summary = format!("{} in {MONTH} days, by day (UTC)", format::headline(&sum));

@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use gpubnb_events::{HourlyRate, MicroUsd, Millis};
-use gpubnb_query::view::{ListedMachine, NO_GPU};
+use gpubnb_events::{Actor, HourlyRate, MicroUsd, Millis};
+use gpubnb_query::view::{ListedMachine, ModelHour, ModelSummary, NO_GPU};
+use gpubnb_runtime::rpc::RpcError;
+
+use crate::app::App;
 
 /// The share of the price that an owner gets, in hundredths of a percent: all but the usual fee of 10 %.
 const OWNER_SHARE: u32 = 9_000;
 const HOUR: u64 = 3_600_000;
+/// A month of 31 days, hours.
+const MONTH_HOURS: u32 = 31 * 24;
 
 /// The model by which machines are compared: that of the first GPU, or `CPU only`.
 pub(crate) fn model(machine: &ListedMachine) -> &str {
@@ -25,10 +30,15 @@ pub(crate) fn by_model<'a>(
     by_model
 }
 
-/// The model that a page shows if none is chosen: the first model of a GPU; without GPUs, the first model.
-pub(crate) fn default_model(models: &[String]) -> String {
-    let with_gpu = models.iter().find(|model| model.as_str() != NO_GPU);
-    with_gpu.or(models.first()).cloned().unwrap_or_default()
+/// The models of which machines took jobs within a month.
+pub(crate) async fn recent_models(app: &App, actor: Actor) -> Result<Vec<ModelSummary>, RpcError> {
+    app.queries.models(actor, ModelHour::number(app.now()).saturating_sub(MONTH_HOURS)).await
+}
+
+/// The model that a page shows if none is chosen: the GPU with the most machines; without GPUs, `CPU only`.
+pub(crate) fn default_model(models: &[ModelSummary]) -> String {
+    let common = models.iter().max_by_key(|summary| (summary.model != NO_GPU, summary.now.machines));
+    common.map(|summary| summary.model.clone()).unwrap_or_default()
 }
 
 /// Low, typical and high price of some machines: P10, median and P90.
@@ -80,8 +90,13 @@ mod tests {
 
     #[test]
     fn a_gpu_is_the_default_model() {
-        assert_eq!(default_model(&["CPU only".to_owned(), "RTX".to_owned()]), "RTX");
-        assert_eq!(default_model(&["CPU only".to_owned()]), "CPU only");
+        let model = |name: &str, machines| ModelSummary {
+            model: name.to_owned(),
+            now: ModelHour { hour: 1, machines, free: 0, lowest: None, median: None },
+        };
+        let models = [model("! look at me", 1), model("A100", 3), model(NO_GPU, 9)];
+        assert_eq!(default_model(&models), "A100");
+        assert_eq!(default_model(&models[2..]), NO_GPU);
         assert_eq!(default_model(&[]), "");
     }
 

@@ -10,7 +10,7 @@ use gpubnb_events::{
     template::Template,
 };
 use gpubnb_query::view::{
-    AttemptOutcome, Day, Figures, JobView, MarketDay, ModelHistory, Reading, Receipt, TrailEvent,
+    AttemptOutcome, Day, Figures, JobView, MarketDay, ModelHistory, ModelSummary, Reading, Receipt, TrailEvent,
     ops::{Accounts, Platform, StuckJob, TimeTravel},
 };
 
@@ -178,14 +178,16 @@ fn machines(routes: Routes) -> Routes {
         .about("Figures of the market.")
         .answers::<Figures>()
         .get("/api/v1/market/models", Public, api::machines::models)
-        .about("The models of GPU that machines of the market have had; `CPU only` stands for no GPU.")
-        .answers::<api::machines::Models>()
+        .about("The models of GPU of which machines took jobs within a month, with their machines now.")
+        .lists::<ModelSummary>()
         .get("/api/v1/market/history", Public, api::machines::history)
         .query::<api::machines::HistoryPeriod>()
         .about("The prices and the free machines of one model, by the hour.")
         .answers::<ModelHistory>()
         .get("/api/v1/market/days", Public, api::machines::market_days)
-        .about("What became of jobs and machines on each of the last 31 days, newest first.")
+        .about(
+            "What became of jobs and machines on the last 31 days, newest first. A day without an event is left out.",
+        )
         .lists::<MarketDay>()
         .get("/api/v1/templates", Public, api::machines::templates)
         .about("The approved templates of jobs.")

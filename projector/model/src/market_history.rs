@@ -21,9 +21,6 @@ use super::{Projection, job_key, key, machine_key};
 /// An hour in which nothing changed has no row: the row of the last earlier hour is true of this hour, too.
 pub struct MarketHistory;
 
-/// Prices are counted in steps of a tenth of a cent, so that the row of a model stays small.
-const PRICE_STEP: i64 = 1_000;
-
 /// What a machine offers now.
 #[derive(Clone, Serialize, Deserialize)]
 struct Offered {
@@ -57,10 +54,10 @@ impl Offered {
     /// The machine's part in the row of its model; `None` while the machine takes no jobs.
     fn counted(&self) -> Option<Counted> {
         let state = MachineState::from_facts(self.wanted, self.presence, self.away, self.running == 0);
-        let step = self.price.0.0 / PRICE_STEP;
+        let price = three_digits(self.price.0.0);
         (state == MachineState::Online).then(|| Counted {
             model: self.model.clone(),
-            step,
+            price,
             is_free: self.running < self.slots,
         })
     }
@@ -70,8 +67,8 @@ impl Offered {
 #[derive(PartialEq, Eq)]
 struct Counted {
     model: String,
-    /// The price in steps of [`PRICE_STEP`].
-    step: i64,
+    /// The price in micro-dollars, rounded to three digits.
+    price: i64,
     is_free: bool,
 }
 
@@ -80,7 +77,7 @@ struct Counted {
 pub struct ModelNow {
     /// The hour of the last change, as the number of hours since 1970.
     pub hour: u32,
-    /// The number of machines with each price, in steps of a tenth of a cent.
+    /// The number of machines with each price. Prices are rounded to three digits, so that the row stays small.
     prices: BTreeMap<i64, u32>,
     /// The number of machines that could begin a job.
     free: u32,
@@ -92,11 +89,11 @@ impl ModelNow {
         let machines: u32 = self.prices.values().sum();
         let at = |rank: u32| {
             let mut passed = 0;
-            let step = self.prices.iter().find(|(_, count)| {
+            let price = self.prices.iter().find(|(_, count)| {
                 passed += **count;
                 passed >= rank
             });
-            step.map(|(step, _)| HourlyRate(MicroUsd(step.saturating_mul(PRICE_STEP))))
+            price.map(|(price, _)| HourlyRate(MicroUsd(*price)))
         };
         ModelHourRow {
             hour: self.hour,
@@ -108,12 +105,12 @@ impl ModelNow {
     }
 
     fn add(&mut self, counted: &Counted) {
-        *self.prices.entry(counted.step).or_default() += 1;
+        *self.prices.entry(counted.price).or_default() += 1;
         self.free += u32::from(counted.is_free);
     }
 
     fn remove(&mut self, counted: &Counted) {
-        if let Some(count) = self.prices.get_mut(&counted.step) {
+        if let Some(count) = self.prices.get_mut(&counted.price) {
             *count = count.saturating_sub(1);
         }
         self.prices.retain(|_, count| *count > 0);
@@ -129,6 +126,15 @@ struct JobTimes {
     machine: Option<MachineId>,
     was_assigned: bool,
     ended_at: Option<Timestamp>,
+}
+
+/// A price of which only the first three digits are not zero, rounded to the nearest: 359,912 becomes 360,000.
+fn three_digits(micros: i64) -> i64 {
+    let mut unit = 1;
+    while micros / unit >= 1_000 {
+        unit *= 10;
+    }
+    (micros + unit / 2) / unit * unit
 }
 
 /// The key prefix of the rows of models.
@@ -181,10 +187,12 @@ impl Projection for MarketHistory {
 fn apply_to_job(rows: &mut WriteBatch<'_>, recorded: &Recorded, job: JobId, event: &Event) -> Result<(), StoreError> {
     let row = job_key(b'j', job);
     match event {
+        // A second submission of the same id by another account makes no job (docs/adr/0003).
+        Event::JobSubmitted(_) if rows.get::<JobTimes>(&row)?.is_some() => Ok(()),
         Event::JobSubmitted(_) => {
             let times = JobTimes { submitted_at: recorded.at, machine: None, was_assigned: false, ended_at: None };
             rows.put(&row, times);
-            Ok(())
+            change_day(rows, recorded, |day| day.submitted += 1)
         }
         Event::JobAssigned(e) => {
             let mut waited = None;
@@ -302,7 +310,6 @@ fn change_model(
 /// Counts an event in the row of its day.
 fn count_in_day(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
     let count: fn(&mut MarketDayRow) -> &mut u32 = match event {
-        Event::JobSubmitted(_) => |day| &mut day.submitted,
         Event::Completed(_) => |day| &mut day.completed,
         Event::Failed(e) if e.reason.fault() == Fault::Consumer => |day| &mut day.failed,
         Event::Failed(_) => |day| &mut day.given_up,
@@ -408,6 +415,26 @@ mod tests {
             hours(&history).iter().map(|row| (row.hour, row.machines)).collect::<Vec<_>>(),
             [(first, 1), (first + 3, 2)]
         );
+    }
+
+    #[test]
+    fn prices_are_rounded_to_three_digits() {
+        for (price, rounded) in [(0, 0), (500, 500), (12_500, 12_500), (359_912, 360_000), (9_999, 10_000)] {
+            assert_eq!(three_digits(price), rounded);
+        }
+    }
+
+    #[test]
+    fn a_second_submission_of_an_id_changes_nothing() {
+        let mut history = History::default();
+        listed(&mut history, 1, 500_000);
+        history.submitted(account(1), job(1));
+        let lease = history.assigned(job(1), machine(1));
+        history.submitted(account(3), job(1));
+        assert_eq!(now(&history).1, 0, "the machine still runs the job");
+        history.completed(job(1), lease);
+        assert_eq!(now(&history).1, 1);
+        assert_eq!((today(&history).submitted, today(&history).assigned), (1, 1));
     }
 
     #[test]

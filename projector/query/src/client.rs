@@ -13,8 +13,8 @@ use crate::{
         ModelHistoryQuery, QueryRequest, ReadingsQuery, StatementQuery, TrailOf, TrailQuery,
     },
     view::{
-        AttemptOutcome, Balance, Day, Figures, JobView, MachineView, MarketDay, ModelHistory, Page, Reading, Receipt,
-        StatementLine, TrailEvent,
+        AttemptOutcome, Balance, Day, Figures, JobView, MachineView, MarketDay, ModelHistory, ModelSummary, Page,
+        Reading, Receipt, StatementLine, TrailEvent,
         ops::{Accounts, PastRow, Platform, StuckJob, TimeTravel},
     },
 };
@@ -117,9 +117,9 @@ impl QueryClient {
         self.ask("figures", actor, Seq::ZERO, ()).await
     }
 
-    /// The names of all models that machines of the market ever had, in alphabetical order.
-    pub async fn models(&self, actor: Actor) -> Result<Vec<String>, RpcError> {
-        self.ask("models", actor, Seq::ZERO, ()).await
+    /// The models of which machines took jobs since the hour `from`, in alphabetical order.
+    pub async fn models(&self, actor: Actor, from: u32) -> Result<Vec<ModelSummary>, RpcError> {
+        self.ask("models", actor, Seq::ZERO, from).await
     }
 
     /// The prices and the free machines of a model in the last hours.
@@ -127,9 +127,9 @@ impl QueryClient {
         self.ask("model_history", actor, Seq::ZERO, query).await
     }
 
-    /// What became of jobs and machines on the last `limit` days with an event, newest first.
-    pub async fn market_days(&self, actor: Actor, limit: u32) -> Result<Vec<MarketDay>, RpcError> {
-        self.ask("market_days", actor, Seq::ZERO, limit).await
+    /// What became of jobs and machines on the days with an event since the day `from`, newest first. At most 366 days.
+    pub async fn market_days(&self, actor: Actor, from: u32) -> Result<Vec<MarketDay>, RpcError> {
+        self.ask("market_days", actor, Seq::ZERO, from).await
     }
 
     /// All machines that are not delisted.

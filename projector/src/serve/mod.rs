@@ -76,9 +76,9 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     let keys = |q: Queries, _, ()| async move { Ok(q.head_keys.to_vec()) };
     endpoint(server, &without_floor, "head_keys", keys).await?;
     endpoint(server, q, "figures", |q, _, ()| async move { q.read.figures() }).await?;
-    endpoint(server, q, "models", |q, _, ()| async move { q.read.models() }).await?;
+    endpoint(server, q, "models", |q, _, from: u32| async move { q.read.models(from) }).await?;
     endpoint(server, q, "model_history", |q, _, query| async move { q.read.model_history(&query) }).await?;
-    endpoint(server, q, "market_days", |q, _, limit: u32| async move { q.read.market_days(limit) }).await?;
+    endpoint(server, q, "market_days", |q, _, from: u32| async move { q.read.market_days(from) }).await?;
     endpoint(server, q, "machines", |q, _, after| async move { q.read.machines(after) }).await?;
     endpoint(server, q, "machines_of", |q, actor, query| async move { q.read.machines_of(actor, query) }).await?;
     endpoint(server, q, "outcomes", |q, _, machine: MachineId| async move { q.read.outcomes(machine) }).await?;

@@ -74,9 +74,7 @@ impl Account {
         if let Some((seq, amount)) = self.deposits.get(&c.deposit) {
             return answer_repeated(*amount == c.amount, *seq, "deposit");
         }
-        if self.closed.is_some() {
-            return Err(DomainError::AccountClosed);
-        }
+        self.check_not_closed()?;
         check_amount(c.amount)?;
         let event = FundsDeposited { account, deposit: c.deposit, amount: c.amount };
         Ok(self.propose(event, format!("{account}.{}.deposited", c.deposit), None))
@@ -120,9 +118,7 @@ impl Account {
 
     /// Suspends or reinstates the account.
     pub(crate) fn set_suspension(&self, c: &SetSuspension) -> Result<Decision, DomainError> {
-        if self.closed.is_some() {
-            return Err(DomainError::AccountClosed);
-        }
+        self.check_not_closed()?;
         if self.suspended.is_some() == c.reason.is_some() {
             return Ok(Decision::AlreadyDone(self.last));
         }
@@ -135,6 +131,10 @@ impl Account {
             None => AccountReinstated { account }.into(),
         };
         Ok(self.propose(event, format!("{account}.suspension.{}", self.last), None))
+    }
+
+    pub(crate) fn check_not_closed(&self) -> Result<(), DomainError> {
+        if self.closed.is_some() { Err(DomainError::AccountClosed) } else { Ok(()) }
     }
 
     /// Closes the account for ever. `has_machines` is true if the account has a machine on the market.
@@ -274,6 +274,9 @@ mod tests {
         let asked = RequestPayout { payout: CommandId::generate(), amount: MicroUsd(1) };
         let refused = market.when(market.as_consumer(), Command::RequestPayout(account, asked)).expect_refused();
         assert!(matches!(refused, DomainError::Suspended(_)));
+        let machine = gpubnb_events::MachineId::generate();
+        let list = Command::ListMachine(machine, market.listing(account, market.offer()));
+        assert_eq!(market.when(Actor::Machine(machine), list).expect_refused(), DomainError::AccountClosed);
     }
 
     #[test]

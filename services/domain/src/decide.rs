@@ -88,7 +88,7 @@ impl World {
             Command::Submit(id, c) => submission::submit(self, *id, c, now, settings),
             Command::Cancel(_) => job()?.cancel(),
             Command::ListMachine(id, c) => {
-                account(c.owner)?;
+                account(c.owner)?.check_not_closed()?;
                 Machine::list(self.machine(*id), *id, c)
             }
             Command::ChangeMachine(c) => machine(c.machine)?.change(c.machine, c.change),

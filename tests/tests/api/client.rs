@@ -83,6 +83,8 @@ async fn a_person_signs_up_logs_in_runs_a_job_and_verifies_its_files() {
     let jobs: Value = serde_json::from_str(&terminal.run_successfully(&["jobs", "--json"])).unwrap();
     let job = jobs["rows"][0]["job"].as_str().unwrap();
     assert!(terminal.run_successfully(&["receipt", job]).contains("cost"));
+    // The end of an id names the job, too.
+    assert!(terminal.run_successfully(&["receipt", &job[job.len() - 8..]]).contains("cost"));
     // The machine has signed the list of the job's files and the log. A file that is changed afterwards differs.
     let verified = terminal.run_successfully(&["verify", job, "out"]);
     assert!(verified.contains("signed by machine") && verified.contains("lines that the machine signed"), "{verified}");

@@ -100,8 +100,8 @@ async fn console_errors_finds_an_error_in_the_browsers_console() {
 #[tokio::test]
 async fn a_failed_job_leads_to_a_form_with_the_fix_and_another_template_keeps_what_was_typed() {
     let market = MARKET.open().await.unwrap();
-    let mut job = counting_job(1, 1);
-    job["parameters"]["exit-code"] = json!("137");
+    let mut job = counting_job(1_000, 100);
+    job["time_seconds"] = json!(1);
     let jobs = [market.consumer.submit(&job).await.unwrap(), market.consumer.submit(&job).await.unwrap()];
     for job in &jobs {
         assert_eq!(market.consumer.wait_until_settled(job).await.unwrap()["state"], "Failed");
@@ -110,22 +110,21 @@ async fn a_failed_job_leads_to_a_form_with_the_fix_and_another_template_keeps_wh
     browser.sign_in(&market, &market.consumer).await;
     browser.visit(&market, &format!("/jobs/{}", jobs[0])).await;
     browser.save_screenshot("job-failed").await;
-    let memory =
-        market.consumer.get(&format!("/jobs/{}", jobs[0])).await.unwrap()["spec"]["resources"]["memory"].clone();
     browser.click_live(".remedies li:first-child a").await;
     let value = async |field: &str| {
         let field = browser.client.find(Locator::Css(&format!("[name='{field}']"))).await.unwrap();
         field.prop("value").await.unwrap().unwrap_or_default()
     };
-    browser.wait_for("input[name=memory_mib]").await;
-    assert_eq!(value("memory_mib").await, (memory.as_u64().unwrap() * 2).to_string());
-    assert_eq!(value("parameter.exit-code").await, "137");
+    browser.wait_for("input[name=time_seconds]").await;
+    // The time that the person chose is doubled, and the budget that must pay for it.
+    assert_eq!((value("time_seconds").await, value("budget_usd").await), ("2".to_owned(), "1.00".to_owned()));
+    assert_eq!(value("parameter.lines").await, "1000");
     // Another template keeps the common fields, and not those of the present template.
     browser.fill("input[name=name]", "kept & typed").await;
     browser.click("nav.picker a[href*='template=noop']").await;
     browser.wait_for("input[name=template][value=noop]").await;
     assert_eq!(value("name").await, "kept & typed");
-    assert!(!browser.client.current_url().await.unwrap().as_str().contains("exit-code"));
+    assert!(!browser.client.current_url().await.unwrap().as_str().contains("interval"));
 
     // Both jobs side by side.
     browser.visit(&market, "/jobs").await;
@@ -133,7 +132,7 @@ async fn a_failed_job_leads_to_a_form_with_the_fix_and_another_template_keeps_wh
         browser.click(&format!("input[name=job][value='{job}']")).await;
     }
     browser.click("#jobs-list button:not(.danger)").await;
-    browser.wait_for_text("table.compare", "exit code 137").await;
+    browser.wait_for_text("table.compare", "time limit").await;
     browser.assert_sound("two jobs side by side").await;
     browser.close().await;
 }

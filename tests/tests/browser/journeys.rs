@@ -106,6 +106,7 @@ async fn visit_all_pages(browser: &Browser, market: &Market, suffix: &str) {
 /// Signs out on a page.
 async fn sign_out(browser: &Browser, market: &Market, page: &str) {
     browser.client.goto(&format!("{}{page}", market.url())).await.unwrap();
+    browser.click(".menu summary").await;
     browser.click(".who form button").await;
     browser.wait_for(".who a[href='/sign-in']").await;
 }
@@ -331,8 +332,8 @@ async fn an_operator_finds_a_stuck_job_travels_in_time_rebuilds_and_verifies() {
 }
 
 /// Endings of addresses that are not pages: event streams, files, and documents for programs.
-const NOT_PAGES: [&str; 8] =
-    ["/live", "/healthz", ".json", ".jsonl", ".csv", "/routes", "/install.sh", "/gpubnb-provider"];
+const NOT_PAGES: [&str; 9] =
+    ["/live", "/passkey", "/healthz", ".json", ".jsonl", ".csv", "/routes", "/install.sh", "/gpubnb-provider"];
 
 #[test]
 fn the_lists_of_pages_match_the_web_servers_routes() {

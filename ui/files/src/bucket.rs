@@ -360,6 +360,12 @@ mod tests {
         bucket.put(file("F", paid), &b"other"[..]).await.unwrap();
         bucket.describe(file("parts", paid)).await.unwrap();
         assert_eq!(bucket.usage().await.unwrap().of(paid.account).files, 3);
+        // Everything of one owner, and nothing of others.
+        bucket.put(file("other", free), &b"x"[..]).await.unwrap();
+        bucket.remove_of(paid.account).await.unwrap();
+        let usage = bucket.usage().await.unwrap();
+        assert_eq!((usage.of(paid.account).files, usage.of(free.account).files), (0, 2));
+        assert_eq!(read(&bucket, "F", 0).await, None);
         let mode = std::fs::metadata(directory.path().join("inputs")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "nobody else reads the files");
     }

@@ -89,6 +89,14 @@ impl MailedLinks {
         Ok(Some(format!("{account}.{secret}")))
     }
 
+    /// Forgets the links of an account and the e-mails to its address.
+    pub(crate) async fn forget(&self, account: AccountId, email: &str) -> Result<(), Problem> {
+        for kind in [LinkKind::Reset, LinkKind::Confirm] {
+            self.rows.remove(&key(kind, account)).await?;
+        }
+        self.rows.remove(&format!("mailed.{}", login_of(email))).await
+    }
+
     /// True if one more e-mail may go to an address, which is then counted.
     pub(crate) async fn may_mail(&self, email: &str, now: Timestamp) -> Result<bool, Problem> {
         let key = format!("mailed.{}", login_of(email));

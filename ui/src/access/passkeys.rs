@@ -51,6 +51,9 @@ struct Row {
     passkeys: Vec<StoredPasskey>,
     /// The ceremonies that were finished, with the times at which they expire.
     finished: Vec<(String, Timestamp)>,
+    /// A ceremony that began earlier adds no passkey: the password was changed meanwhile.
+    #[serde(default)]
+    not_before: Option<Timestamp>,
 }
 
 impl Row {
@@ -91,12 +94,13 @@ fn begun(options: impl Serialize, ceremony: String) -> Result<Value, Problem> {
 impl Passkeys {
     /// `url` is the address at which people open the pages. A passkey works only there.
     pub(super) fn new(rows: KvCache, permit_key: PermitKey, url: Option<&Url>) -> anyhow::Result<Self> {
-        let webauthn = url.map(|url| {
-            // Browsers know no passkeys of an address without a name.
-            let host = url.domain().ok_or_else(|| anyhow::anyhow!("--url needs the name of a host: {url}"))?;
-            Ok::<_, anyhow::Error>(Arc::new(WebauthnBuilder::new(host, url)?.rp_name("GPUbnb").build()?))
-        });
-        Ok(Self { rows, permit_key, webauthn: webauthn.transpose()? })
+        let named = url.and_then(|url| Some((url, url.domain()?)));
+        if let (Some(url), None) = (url, named) {
+            tracing::warn!(%url, "there are no passkeys: browsers have none for an address without a name");
+        }
+        let build = |(url, host)| Ok(Arc::new(WebauthnBuilder::new(host, url)?.rp_name("GPUbnb").build()?));
+        let webauthn = named.map(build).transpose().map_err(|e: WebauthnError| anyhow::Error::from(e))?;
+        Ok(Self { rows, permit_key, webauthn })
     }
 
     fn webauthn(&self) -> Result<&Webauthn, Problem> {
@@ -147,7 +151,7 @@ impl Passkeys {
             selection.resident_key = Some(webauthn_rs_proto::ResidentKeyRequirement::Required);
             selection.require_resident_key = true;
         }
-        begun(options, self.sign(&(account, state), now)?)
+        begun(options, self.sign(&(account, now, state), now)?)
     }
 
     /// Adds a passkey with the browser's answer.
@@ -163,7 +167,8 @@ impl Passkeys {
         if label.is_empty() || label.chars().count() > 80 || label.chars().any(char::is_control) {
             return Err(Problem::invalid("label", "Enter a name of up to 80 characters for the passkey."));
         }
-        let (ceremony, (begun_by, state)) = self.verify::<(AccountId, PasskeyRegistration)>(ceremony, now)?;
+        let (ceremony, (begun_by, begun_at, state)) =
+            self.verify::<(AccountId, Timestamp, PasskeyRegistration)>(ceremony, now)?;
         if begun_by != account {
             return Err(not_accepted());
         }
@@ -173,6 +178,9 @@ impl Passkeys {
             .change(&row_key(account), |row: &mut Option<Row>| {
                 let row = row.get_or_insert_default();
                 row.finish(&ceremony, now)?;
+                if row.not_before.is_some_and(|earliest| begun_at <= earliest) {
+                    return Err(not_accepted());
+                }
                 if row.passkeys.len() >= MAX_PASSKEYS {
                     return Err(Problem::invalid("label", "You have 10 passkeys: remove one that you do not use."));
                 }
@@ -197,7 +205,21 @@ impl Passkeys {
             .await
     }
 
-    /// Removes all passkeys of an account.
+    /// Removes all passkeys of an account whose password was changed. One that is being added is refused: whoever adds
+    /// it may know only the former password.
+    pub(crate) async fn remove_all(&self, account: AccountId, now: Timestamp) -> Result<(), Problem> {
+        self.rows
+            .change(&row_key(account), |row: &mut Option<Row>| {
+                if let Some(row) = row {
+                    row.passkeys.clear();
+                }
+                row.get_or_insert_default().not_before = Some(now);
+                Ok(())
+            })
+            .await
+    }
+
+    /// Forgets everything of an account that was closed.
     pub(crate) async fn forget(&self, account: AccountId) -> Result<(), Problem> {
         self.rows.remove(&row_key(account)).await
     }

@@ -265,12 +265,22 @@ impl Users {
         Err(Problem::invalid("old", "This is not your present password."))
     }
 
+    /// True if the account has a user. A closed account has none.
+    pub(crate) async fn exists(&self, account: AccountId) -> Result<bool, Problem> {
+        Ok(self.user(account).await?.is_some())
+    }
+
     /// Removes everything that is stored of a user. The address is free for a new account then.
     pub(crate) async fn remove(&self, account: AccountId) -> Result<(), Problem> {
         self.sign_ins().forget(account).await?;
         // The account's row goes last: it has the password with which a failed removal is repeated.
         if let Some(user) = self.user(account).await? {
-            self.rows.remove(&login_key(&user.email)).await?;
+            self.links().forget(account, &user.email).await?;
+            let login = login_key(&user.email);
+            // After a removal that failed in the middle, the address may lead to a new account.
+            if self.rows.get::<AccountId>(&login).await? == Some(account) {
+                self.rows.remove(&login).await?;
+            }
         }
         self.rows.remove(&account_key(account)).await
     }

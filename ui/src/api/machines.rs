@@ -13,8 +13,8 @@ use gpubnb_events::{
 use gpubnb_query::{
     request::{DaysOf, ModelHistoryQuery, TrailOf},
     view::{
-        AttemptOutcome, Day, Figures, MachineState, MachineView, MarketDay, ModelHistory, ModelHour, Page, Reading,
-        TrailEvent,
+        AttemptOutcome, Day, Figures, MachineState, MachineView, MarketDay, ModelHistory, ModelHour, ModelSummary,
+        Page, Reading, TrailEvent,
     },
 };
 use gpubnb_runtime::rpc::RpcError;
@@ -28,7 +28,7 @@ use crate::{
     earnings::MONTH,
     error::ApiError,
     extract::{JsonBody, Path, Query},
-    prices::default_model,
+    prices::{default_model, recent_models},
 };
 
 /// The maximum number of machines in one answer.
@@ -109,22 +109,15 @@ pub(crate) async fn templates() -> Json<&'static [Template]> {
     Json(gpubnb_events::template::ALL)
 }
 
-/// The models of GPU that machines of the market have had.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Models {
-    /// The names, in alphabetical order. `CPU only` stands for no GPU.
-    models: Vec<String>,
-}
-
 /// `GET /market/models`.
-pub(crate) async fn models(State(app): State<App>, viewer: Viewer) -> Result<Json<Models>, ApiError> {
-    Ok(Json(Models { models: app.queries.models(viewer.actor()).await? }))
+pub(crate) async fn models(State(app): State<App>, viewer: Viewer) -> Result<Json<Vec<ModelSummary>>, ApiError> {
+    Ok(Json(recent_models(&app, viewer.actor()).await?))
 }
 
 /// The query parameters of [`history`].
 #[derive(Debug, Deserialize, IntoParams)]
 pub(crate) struct HistoryPeriod {
-    /// The model of GPU, or `CPU only`; by default the first of `/market/models` that is a GPU.
+    /// The model of GPU, or `CPU only`; by default the GPU with the most machines.
     #[serde(default)]
     model: Option<String>,
     /// The number of hours back from now, from 1 to 744; by default 168, a week.
@@ -142,7 +135,7 @@ pub(crate) async fn history(
     let from_hour = ModelHour::number(app.now()).saturating_sub(hours);
     let model = match period.model {
         Some(model) => model,
-        None => default_model(&app.queries.models(viewer.actor()).await?),
+        None => default_model(&recent_models(&app, viewer.actor()).await?),
     };
     let query = ModelHistoryQuery { model, from_hour };
     Ok(Json(app.queries.model_history(viewer.actor(), query).await?))
@@ -150,7 +143,7 @@ pub(crate) async fn history(
 
 /// `GET /market/days`.
 pub(crate) async fn market_days(State(app): State<App>, viewer: Viewer) -> Result<Json<Vec<MarketDay>>, ApiError> {
-    Ok(Json(app.queries.market_days(viewer.actor(), MONTH).await?))
+    Ok(Json(app.queries.market_days(viewer.actor(), Day::number(app.now()).saturating_sub(MONTH - 1)).await?))
 }
 
 /// `GET /market`: the figures of the market.

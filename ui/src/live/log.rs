@@ -2,7 +2,11 @@
 //! log. The log is not held in memory: a line is found in the stream OUTPUT by binary search. A worker sends the log in
 //! chunks; each message of OUTPUT is one chunk of several lines.
 
-use std::{collections::HashSet, fmt::Write as _, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write as _,
+    time::Duration,
+};
 
 use async_nats::{
     Client,
@@ -102,36 +106,52 @@ pub(crate) async fn search(app: &App, row: &JobView, text: &str) -> Result<(Vec<
 /// The metrics of the newest attempt, oldest first. Of more than [`MAX_POINTS`] metrics, only every second, fourth or
 /// eighth is returned, and so on.
 pub(crate) async fn metrics(app: &App, row: &JobView) -> Result<Vec<JobMetrics>, Problem> {
-    let Some(attempt) = row.attempts.last() else { return Ok(Vec::new()) };
+    let (mut points, mut step, mut seen) = (Vec::new(), 1_usize, 0_usize);
+    read_metrics(app, row, |metrics| {
+        if seen.is_multiple_of(step) {
+            points.push(metrics);
+        }
+        seen += 1;
+        if points.len() == MAX_POINTS {
+            // Drops every second point.
+            let mut is_kept = false;
+            points.retain(|_| {
+                is_kept = !is_kept;
+                is_kept
+            });
+            step *= 2;
+        }
+    })
+    .await?;
+    Ok(points)
+}
+
+/// The last value of each measurement of the newest attempt.
+pub(crate) async fn last_metrics(app: &App, row: &JobView) -> Result<BTreeMap<String, f64>, Problem> {
+    let mut last = BTreeMap::new();
+    read_metrics(app, row, |metrics| last.extend(metrics.values)).await?;
+    Ok(last)
+}
+
+/// Calls `each` with all metrics of the newest attempt, oldest first.
+async fn read_metrics(app: &App, row: &JobView, mut each: impl FnMut(JobMetrics)) -> Result<(), Problem> {
+    let Some(attempt) = row.attempts.last() else { return Ok(()) };
     let stream = app.js.get_stream_no_info(OUTPUT).await.map_err(|e| unavailable(&e))?;
     let subject = subject::output(attempt.machine, row.job, OutputKind::Metrics);
     let log = JobOutput { client: app.js.client(), stream, subject };
     if message::last(&log.client, &log.stream, &log.subject).await.map_err(|e| unavailable(&e))?.is_none() {
-        return Ok(Vec::new());
+        return Ok(());
     }
-    let (mut points, mut step, mut seen) = (Vec::new(), 1_usize, 0_usize);
     log.read_items(app, row, 1, BROKER_TIMEOUT, |item| {
         if let OutputItem::Metrics(metrics) = item
             && metrics.lease == attempt.lease
         {
-            if seen.is_multiple_of(step) {
-                points.push(metrics);
-            }
-            seen += 1;
-            if points.len() == MAX_POINTS {
-                // Drops every second point.
-                let mut is_kept = false;
-                points.retain(|_| {
-                    is_kept = !is_kept;
-                    is_kept
-                });
-                step *= 2;
-            }
+            each(metrics);
         }
         true
     })
     .await?;
-    Ok(points)
+    Ok(())
 }
 
 /// The messages of OUTPUT with one kind of output of one job on one machine.

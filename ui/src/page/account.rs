@@ -146,18 +146,22 @@ pub(crate) async fn change_password(
 ) -> Result<Response, PageError> {
     let login = signed_in.account.to_string();
     let guess = app.rate_limits.count_password(&login, &Source::Session)?;
-    if let Err(problem) = app.users.change_password(signed_in.account, &passwords.old, &passwords.new).await {
-        if problem.field.as_deref() != Some("old") {
-            app.rate_limits.take_back_password(&guess);
-        }
+    // In a task of its own: a browser that goes away must not leave half of this undone.
+    let (all, account, session) = (app.clone(), signed_in.account, signed_in.viewer.session);
+    let steps = tokio::spawn(async move {
+        all.users.change_password(account, &passwords.old, &passwords.new).await?;
+        // All other sessions end, because somebody else may know the old password and may have added a passkey.
+        all.sessions.end(account, |id| Some(id) != session).await?;
+        all.passkeys.remove_all(account, all.now()).await
+    });
+    let changed = steps.await.map_err(|e| Problem::internal(&e))?;
+    if !changed.as_ref().is_err_and(|problem| problem.field.as_deref() == Some("old")) {
+        app.rate_limits.take_back_password(&guess);
+    }
+    if let Err(problem) = changed {
         // The page must not contain the submitted passwords, so no fields are passed on.
         return render_refusal(&app, signed_in, problem, Vec::new()).await;
     }
-    app.rate_limits.take_back_password(&guess);
-    // Somebody who knew the old password may have added a passkey.
-    app.passkeys.forget(signed_in.account).await?;
-    // All other sessions end, because somebody else may know the old password.
-    app.sessions.end(signed_in.account, |id| Some(id) != signed_in.viewer.session).await?;
     // An address that nobody confirmed may be foreign.
     if let Some(address) = app.notifications.settings(signed_in.account).await?.address {
         app.notifications.tell_of_new_password(address, app.now());

@@ -17,7 +17,7 @@ use super::{Layout, render_page, resubmit};
 use crate::{
     access::{SignedIn, Viewer},
     app::App,
-    error::{PageError, Problem},
+    error::PageError,
     extract::{Form, Query},
     format, hardware, input,
     live::log,
@@ -202,7 +202,7 @@ pub(crate) async fn jobs(
     let mut runs = Vec::new();
     for id in &ids {
         let job = app.queries.job(signed_in.actor(), *id, Seq::ZERO).await?;
-        let metrics = last_metrics(&app, &job).await?;
+        let metrics = log::last_metrics(&app, &job).await?;
         let machine = job.attempts.last().and_then(|attempt| app.machines.machine(attempt.machine));
         runs.push(Run { job, machine: machine.map(|m| m.listed.offer.name.clone()).unwrap_or_default(), metrics });
     }
@@ -224,12 +224,6 @@ struct Run {
     machine: String,
     /// The last value of each measurement.
     metrics: BTreeMap<String, f64>,
-}
-
-/// The last value of each measurement that a job reported.
-async fn last_metrics(app: &App, job: &JobView) -> Result<BTreeMap<String, f64>, Problem> {
-    let points = log::metrics(app, job).await?;
-    Ok(points.into_iter().flat_map(|point| point.values).collect())
 }
 
 fn job_rows(runs: &[Run], now: Timestamp) -> Vec<Row> {

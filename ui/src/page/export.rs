@@ -99,6 +99,8 @@ async fn person(app: &App, signed_in: SignedIn, actor: Actor) -> Result<Value, P
         "balance": app.queries.balance(actor, account, Seq::ZERO).await?,
         "tokens": app.users.tokens(account, now).await?,
         "sessions": sessions.collect::<Vec<_>>(),
+        "passkeys": app.passkeys.list(account).await?,
+        "sign_ins": app.sign_ins.list(account).await?,
         "confirmed_address": settings.address,
         "mail": settings.mail,
         "webhooks": webhooks.collect::<Vec<_>>(),

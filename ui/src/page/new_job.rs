@@ -92,6 +92,13 @@ impl NewJobPage {
         parameter.unwrap_or_else(|| input::label(field)).to_owned()
     }
 
+    /// True if the address or an earlier job fills in more than the template, the machine and the template's fields.
+    /// What is filled in must be seen.
+    fn has_further_fields(&self) -> bool {
+        let is_in_view = |name: &str| matches!(name, "template" | "machine" | "name") || name.starts_with("parameter.");
+        self.fields.iter().any(|(name, _)| !is_in_view(name))
+    }
+
     fn is_chosen(&self, t: &JobTemplate) -> bool {
         self.chosen.is_some_and(|chosen| chosen.id == t.id)
     }

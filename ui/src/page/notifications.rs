@@ -333,6 +333,9 @@ pub(crate) async fn confirm(
     app.rate_limits.count_guess(client.address)?;
     let account = app.links.take(LinkKind::Confirm, &link, app.now()).await?;
     app.rate_limits.take_back_guess(client.address);
+    if !app.users.exists(account).await? {
+        return Err(Problem::not_found("account").into());
+    }
     let email = app.users.email(account).await?;
     app.notifications
         .change(account, |settings| {

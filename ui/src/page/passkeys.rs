@@ -16,7 +16,7 @@ use super::sign_in::safe_redirect;
 use crate::{
     access::{Client, SignInProof, SignedIn, Source},
     app::App,
-    error::{ApiError, PageError},
+    error::{ApiError, PageError, Problem},
     extract::{JsonBody, Path},
 };
 
@@ -35,8 +35,11 @@ pub(crate) async fn begin_adding(
 ) -> Result<Json<Value>, ApiError> {
     let account = signed_in.account;
     let guess = app.rate_limits.count_password(&account.to_string(), &Source::Session)?;
-    app.users.verify_password(account, &begin.password).await?;
-    app.rate_limits.take_back_password(&guess);
+    let verified = app.users.verify_password(account, &begin.password).await;
+    if !verified.as_ref().is_err_and(|problem| problem.field.as_deref() == Some("old")) {
+        app.rate_limits.take_back_password(&guess);
+    }
+    verified?;
     let name = app.users.email(account).await?;
     Ok(Json(app.passkeys.begin_adding(account, &name, app.now()).await?))
 }
@@ -56,6 +59,10 @@ pub(crate) async fn add(
     signed_in: SignedIn,
     JsonBody(new): JsonBody<NewPasskey>,
 ) -> Result<StatusCode, ApiError> {
+    // The body may have arrived long after the session was checked.
+    if !app.users.exists(signed_in.account).await? {
+        return Err(Problem::not_found("account").into());
+    }
     app.passkeys.add(signed_in.account, &new.ceremony, &new.answer, &new.label, app.now()).await?;
     Ok(StatusCode::CREATED)
 }
@@ -93,10 +100,11 @@ pub(crate) async fn sign_in(
     JsonBody(proof): JsonBody<PasskeySignIn>,
 ) -> Result<Response, ApiError> {
     let now = app.now();
-    // A wrong answer counts as a guess of the client's network, as a wrong password does.
-    app.rate_limits.count_guess(client.address)?;
+    // Nobody can guess the answer of a passkey, so a wrong one counts as no guess.
     let account = app.passkeys.sign_in(&proof.ceremony, &proof.answer, now).await?;
-    app.rate_limits.take_back_guess(client.address);
+    if !app.users.exists(account).await? {
+        return Err(Problem::not_found("account").into());
+    }
     app.sign_ins.record(account, &client, SignInProof::Passkey, now).await;
     let cookie = app.sessions.begin(account, &client.name, now).await?;
     let body = Json(json!({ "next": safe_redirect(&proof.next) }));

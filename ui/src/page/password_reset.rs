@@ -134,7 +134,7 @@ async fn set_password(app: App, account: AccountId, link: String, password: Stri
     app.links.take(LinkKind::Reset, &link, app.now()).await?;
     app.users.set_password(account, &password).await?;
     // An attacker who took over the account may have added a passkey.
-    app.passkeys.forget(account).await?;
+    app.passkeys.remove_all(account, app.now()).await?;
     app.sessions.end(account, |_| true).await?;
     app.notifications.tell_of_new_password(app.users.email(account).await?, app.now());
     Ok(())

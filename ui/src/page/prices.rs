@@ -3,11 +3,21 @@
 use askama::Template;
 use axum::{extract::State, response::Html};
 use gpubnb_events::{HourlyRate, MicroUsd};
-use gpubnb_query::{request::ModelHistoryQuery, view::ModelHour};
+use gpubnb_query::{
+    request::ModelHistoryQuery,
+    view::{ModelHour, ModelSummary},
+};
 use serde::Deserialize;
 
 use super::{Layout, render_page};
-use crate::{access::Viewer, app::App, chart::Line, error::PageError, extract::Query, prices::default_model};
+use crate::{
+    access::Viewer,
+    app::App,
+    chart::Line,
+    error::PageError,
+    extract::Query,
+    prices::{default_model, recent_models},
+};
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -25,7 +35,7 @@ pub(crate) struct HistoryQuery {
 #[template(path = "prices.html")]
 struct PricesPage {
     layout: Layout,
-    models: Vec<String>,
+    models: Vec<ModelSummary>,
     model: String,
     days: u32,
     /// The charts, as HTML; empty if the market never had a machine.
@@ -37,10 +47,8 @@ struct PricesPage {
 }
 
 impl PricesPage {
-    // askama passes references.
-    #[allow(clippy::ptr_arg)]
-    fn is_chosen(&self, model: &String) -> bool {
-        *model == self.model
+    fn is_chosen(&self, summary: &ModelSummary) -> bool {
+        summary.model == self.model
     }
 }
 
@@ -50,7 +58,7 @@ pub(crate) async fn page(
     viewer: Viewer,
     Query(query): Query<HistoryQuery>,
 ) -> Result<Html<String>, PageError> {
-    let models = app.queries.models(viewer.actor()).await?;
+    let models = recent_models(&app, viewer.actor()).await?;
     let days = if query.days == "30" { 30 } else { 7 };
     let model = if query.model.is_empty() { default_model(&models) } else { query.model };
     let now = ModelHour::number(app.now());

@@ -30,6 +30,9 @@ pub(crate) struct SignInQuery {
     /// Set if the user has just chosen a new password.
     #[serde(default)]
     reset: Option<String>,
+    /// Set if the user has just closed an account.
+    #[serde(default)]
+    closed: Option<String>,
 }
 
 #[derive(Template)]
@@ -132,6 +135,7 @@ pub(crate) async fn sign_in_page(
         return Ok(Redirect::to(safe_redirect(query.next.as_deref().unwrap_or_default())).into_response());
     }
     let news = match (query.welcome, query.reset) {
+        _ if query.closed.is_some() => Some("Your account is closed. Thank you for having been here."),
         (_, Some(_)) => Some("Your new password is set. Sign in with it."),
         (Some(_), None) => Some("Thanks. Sign in with the password you chose."),
         (None, None) => None,

@@ -5,7 +5,7 @@ use axum::{extract::State, response::Html};
 use gpubnb_events::{Actor, MicroUsd, Millis, Timestamp};
 use gpubnb_query::{
     request::Lag,
-    view::{Figures, MarketDay, ops::Verification},
+    view::{Day, Figures, MarketDay, ops::Platform},
 };
 
 use super::{Layout, render_page};
@@ -17,6 +17,8 @@ const DAYS: u32 = 30;
 const MAX_BEHIND: u64 = 1_000;
 /// Bills are slow if one of today's took longer than this.
 const SLOW_BILL: Millis = Millis(60_000);
+/// So many jobs of a day may have no bill: some have only just ended, or ended before midnight.
+const MAX_UNBILLED: u32 = 10;
 
 /// A part of the market, as a stranger sees it.
 struct Part {
@@ -31,7 +33,7 @@ struct Part {
 struct StatusPage {
     layout: Layout,
     parts: Vec<Part>,
-    /// The last days with an event, newest first.
+    /// Those of the last days that have an event, newest first.
     days: Vec<MarketDay>,
 }
 
@@ -57,16 +59,12 @@ pub(crate) async fn page(State(app): State<App>, viewer: Viewer) -> Result<Html<
     let (lag, figures, days, platform) = tokio::join!(
         app.queries.lag(actor),
         app.queries.figures(actor),
-        app.queries.market_days(actor, DAYS),
+        app.queries.market_days(actor, Day::number(app.now()).saturating_sub(DAYS - 1)),
         app.queries.platform(actor),
     );
     let days = days.unwrap_or_default();
-    let parts = vec![
-        pages(lag.ok()),
-        machines(figures.ok()),
-        bills(&days, app.now()),
-        ledger(platform.ok().and_then(|platform| platform.verification), app.now()),
-    ];
+    let parts =
+        vec![pages(lag.ok()), machines(figures.ok()), bills(&days, app.now()), ledger(platform.ok(), app.now())];
     Ok(render_page(&StatusPage { layout: Layout::new("Status", "", viewer), parts, days })?)
 }
 
@@ -78,7 +76,8 @@ fn pages(lag: Option<Lag>) -> Part {
         }
         Some(lag) => match lag.last.0.saturating_sub(lag.applied.0) {
             behind if behind > MAX_BEHIND => (false, format!("They are {behind} events behind the log.")),
-            _ => (true, format!("They show all {} events of the log.", lag.last)),
+            0 => (true, format!("They show all {} events of the log.", lag.last)),
+            behind => (true, format!("They are {behind} events behind the log, which has {}.", lag.last)),
         },
     };
     Part { name: "Pages and API", is_good, words }
@@ -98,8 +97,12 @@ fn machines(figures: Option<Figures>) -> Part {
 }
 
 fn bills(days: &[MarketDay], now: Timestamp) -> Part {
-    let today = days.first().filter(|day| day.day == gpubnb_query::view::Day::number(now));
+    let today = days.first().filter(|day| day.day == Day::number(now));
+    let ended = |day: &MarketDay| day.completed + day.failed + day.given_up + day.cancelled;
     let (is_good, words) = match today {
+        Some(day) if ended(day) > day.settled + MAX_UNBILLED => {
+            (false, format!("{} jobs that ended today have no bill yet.", ended(day) - day.settled))
+        }
         Some(day) if day.settled > 0 => (
             day.slowest_bill <= SLOW_BILL,
             format!("{} today; the slowest came {} after its job.", day.settled, format::duration(day.slowest_bill)),
@@ -109,10 +112,14 @@ fn bills(days: &[MarketDay], now: Timestamp) -> Part {
     Part { name: "Bills", is_good, words }
 }
 
-fn ledger(verification: Option<Verification>, now: Timestamp) -> Part {
-    let (is_good, words) = match verification {
-        None => (true, "Not verified since the last start.".to_owned()),
-        Some(verification) => match verification.ended_at {
+fn ledger(platform: Option<Platform>, now: Timestamp) -> Part {
+    let (is_good, words) = match platform.map(|platform| platform.verification) {
+        None => (false, "Not known now.".to_owned()),
+        Some(None) => (true, "Not verified since the last start.".to_owned()),
+        Some(Some(verification)) if verification.failed.is_some() => {
+            (false, "The last verification could not be finished.".to_owned())
+        }
+        Some(Some(verification)) => match verification.ended_at {
             None => (true, "The log is being verified.".to_owned()),
             Some(at) if verification.is_clean() => {
                 let ago = format::duration_between(&at, &now);
@@ -143,5 +150,8 @@ mod tests {
         let day = |day, took| MarketDay { day, settled: 1, slowest_bill: Millis(took), ..MarketDay::default() };
         assert!(bills(&[day(20_000, 500)], now).is_good && bills(&[day(19_999, 99_000)], now).is_good);
         assert!(!bills(&[day(20_000, 61_000)], now).is_good);
+        let unbilled = MarketDay { day: 20_000, completed: 500, ..MarketDay::default() };
+        assert_eq!(bills(&[unbilled], now).words, "500 jobs that ended today have no bill yet.");
+        assert!(!ledger(None, now).is_good);
     }
 }

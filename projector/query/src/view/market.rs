@@ -61,6 +61,16 @@ pub struct ModelHistory {
     pub hours: Vec<ModelHour>,
 }
 
+/// A model of GPU with its machines now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ModelSummary {
+    /// The model, or `CPU only` for machines without a GPU.
+    pub model: String,
+    /// The machines since the hour of the last change.
+    #[serde(flatten)]
+    pub now: ModelHour,
+}
+
 /// What became of the jobs and machines of the market on a day (UTC).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MarketDay {

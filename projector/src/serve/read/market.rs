@@ -6,7 +6,7 @@ use gpubnb_model::{
 };
 use gpubnb_query::{
     request::ModelHistoryQuery,
-    view::{MarketDay, ModelHistory},
+    view::{MarketDay, ModelHistory, ModelSummary},
 };
 use gpubnb_runtime::rpc::RpcError;
 use gpubnb_store::StoreError;
@@ -22,14 +22,20 @@ const MAX_HOURS: usize = 1_000;
 const MAX_DAYS: usize = 366;
 
 impl ReadModels {
-    /// The names of all models that machines ever had.
-    pub(crate) fn models(&self) -> Result<Vec<String>, RpcError> {
+    /// The models of which machines took jobs since an hour. Others are left out: an owner can call a model anything,
+    /// and a name that nobody has any more should not stay on pages.
+    pub(crate) fn models(&self, from: u32) -> Result<Vec<ModelSummary>, RpcError> {
         let table = self.tables.of(&MarketHistory).map_err(store_failure)?;
-        let names = table.scan_prefix(MODELS_PREFIX).keys().take(MAX_MODELS).map(|key| {
-            let key = key?;
-            Ok(String::from_utf8_lossy(key.get(MODELS_PREFIX.len()..).unwrap_or_default()).into_owned())
+        let models = table.scan_prefix(MODELS_PREFIX).map(|entry| {
+            let (key, bytes) = entry?;
+            let now: market_history::ModelNow = gpubnb_store::decode(&key, &bytes)?;
+            let model = String::from_utf8_lossy(key.get(MODELS_PREFIX.len()..).unwrap_or_default()).into_owned();
+            Ok(ModelSummary { model, now: now.row().into() })
         });
-        names.collect::<Result<_, StoreError>>().map_err(store_failure)
+        let is_shown = |model: &Result<ModelSummary, StoreError>| {
+            model.as_ref().map_or(true, |model| model.now.machines > 0 || model.now.hour >= from)
+        };
+        models.filter(is_shown).take(MAX_MODELS).collect::<Result<_, StoreError>>().map_err(store_failure)
     }
 
     /// The hours of a model since an hour. The hour of the last change is the last one.
@@ -53,14 +59,15 @@ impl ReadModels {
         Ok(ModelHistory { model: query.model.clone(), hours })
     }
 
-    /// The last days with an event, newest first.
-    pub(crate) fn market_days(&self, limit: u32) -> Result<Vec<MarketDay>, RpcError> {
+    /// The days with an event since a day, newest first.
+    pub(crate) fn market_days(&self, from: u32) -> Result<Vec<MarketDay>, RpcError> {
         let table = self.tables.of(&MarketHistory).map_err(store_failure)?;
-        let days = table.scan_prefix(DAYS_PREFIX).rev().take((limit as usize).min(MAX_DAYS)).map(|entry| {
+        let days = table.scan_prefix(DAYS_PREFIX).rev().take(MAX_DAYS).map(|entry| {
             let (key, bytes) = entry?;
-            gpubnb_store::decode::<MarketDayRow>(&key, &bytes).map(Into::into)
+            gpubnb_store::decode::<MarketDayRow>(&key, &bytes).map(MarketDay::from)
         });
-        days.collect::<Result<_, _>>().map_err(store_failure)
+        let is_late = |day: &Result<MarketDay, StoreError>| day.as_ref().map_or(true, |day| day.day >= from);
+        days.take_while(is_late).collect::<Result<_, _>>().map_err(store_failure)
     }
 }
 
@@ -91,11 +98,12 @@ mod tests {
     fn a_models_history_begins_with_the_hour_that_was_still_true() {
         let history = priced(&[1_000, 2_000, 3_000, 4_000]);
         let read = ReadModels::from_history(&history);
-        let model = read.models().unwrap();
-        assert_eq!(model, ["CPU only"]);
+        let models = read.models(u32::MAX).unwrap();
+        let [model] = &models[..] else { panic!("{models:?}") };
+        assert_eq!((model.model.as_str(), model.now.machines), ("CPU only", 1));
         let first = gpubnb_query::view::ModelHour::number(history.messages()[0].at);
         let lowest = |from_hour| {
-            let query = ModelHistoryQuery { model: model[0].clone(), from_hour };
+            let query = ModelHistoryQuery { model: model.model.clone(), from_hour };
             let hours = read.model_history(&query).unwrap().hours;
             hours.iter().map(|hour| (hour.hour - first, hour.lowest.unwrap().0.0)).collect::<Vec<_>>()
         };
@@ -108,6 +116,16 @@ mod tests {
     }
 
     #[test]
+    fn a_model_without_machines_is_left_out_after_some_time() {
+        let mut history = priced(&[1_000]);
+        history.record(gpubnb_events::event::MachineDelisted { machine: machine(1) });
+        let read = ReadModels::from_history(&history);
+        let last = gpubnb_query::view::ModelHour::number(history.last().at);
+        assert_eq!(read.models(last).unwrap().len(), 1);
+        assert_eq!(read.models(last + 1).unwrap(), []);
+    }
+
+    #[test]
     fn the_newest_days_come_first() {
         let mut history = History::default();
         history.submitted(account(1), job(1));
@@ -117,8 +135,8 @@ mod tests {
         let read = ReadModels::from_history(&history);
         let days =
             |limit| -> Vec<_> { read.market_days(limit).unwrap().iter().map(|day| (day.day, day.submitted)).collect() };
-        assert_eq!(days(9), [(FIRST_DAY + 1, 2), (FIRST_DAY, 1)]);
-        assert_eq!(days(1), [(FIRST_DAY + 1, 2)]);
-        assert_eq!(days(0), []);
+        assert_eq!(days(0), [(FIRST_DAY + 1, 2), (FIRST_DAY, 1)]);
+        assert_eq!(days(FIRST_DAY + 1), [(FIRST_DAY + 1, 2)]);
+        assert_eq!(days(FIRST_DAY + 2), []);
     }
 }

@@ -37,6 +37,7 @@ struct AccountFacts {
     jobs: BTreeSet<JobId>,
     /// The sum of the account's holds, micro-dollars. The settlement of a job ends its hold.
     open_holds: i128,
+    closed: bool,
 }
 
 /// The checker's facts about a payout.
@@ -208,6 +209,7 @@ impl Checker {
             _ => matches!(actor, Actor::Operator(_)),
         };
         ensure(allowed, || format!("{actor} was not allowed"))?;
+        ensure(!account.closed, || "the account is closed".to_owned())?;
         let mut close = |payout: &CommandId, amount: i64, requested: Seq| {
             let known =
                 account.payouts.get_mut(payout).ok_or_else(|| Violation("no such payout was requested".to_owned()))?;
@@ -236,7 +238,7 @@ impl Checker {
                 ensure(!account.suspended, || "the account is suspended or closed".to_owned())?;
                 let is_closed = |payout: &PayoutFacts| payout.closed;
                 ensure(account.payouts.values().all(is_closed), || "a payout is open".to_owned())?;
-                account.suspended = true;
+                (account.suspended, account.closed) = (true, true);
                 Ok(())
             }
             _ => Ok(()),

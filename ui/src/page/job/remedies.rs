@@ -10,6 +10,8 @@ use crate::{escape, format};
 
 /// The longest time limit, and the longest wait for a machine: a week, in seconds.
 const MAX_SECONDS: u64 = 604_800;
+/// The largest disk of a job, MiB.
+const MAX_DISK_MIB: u64 = 65_536;
 
 /// One likely fix.
 pub(super) struct Remedy {
@@ -50,25 +52,23 @@ pub(super) fn remedies(job: &JobView) -> Vec<Remedy> {
         Reason::OutOfMemory => {
             vec![more_memory(job), Remedy::advice("Or let the program load less at once, for example smaller batches.")]
         }
-        Reason::TimeLimit => vec![more_time(job), faster_machine(job), checkpoint()],
+        Reason::TimeLimit => more_time(job).into_iter().chain([faster_machine(job), partial_files()]).collect(),
         Reason::BudgetExhausted => vec![more_budget(job), cheapest_machine(job)],
-        Reason::OutputTooLarge => vec![more_disk(job), scratch()],
+        Reason::OutputTooLarge => vec![
+            more_disk(job),
+            Remedy::advice(
+                "Or let the program delete temporary files while it runs: /output and /scratch share the disk.",
+            ),
+        ],
         Reason::LogFlood => vec![Remedy::advice(
             "Print less: a line per step rather than per item, and no progress bars. Write what is long to a file in \
              /output.",
         )],
-        Reason::BadImage => vec![
-            Remedy::advice(format!(
-                "Check that the image exists, is public, and is built for Linux on x86-64: {}",
-                job.spec.image
-            )),
-            Remedy::form(
-                job,
-                "A tag can point to another image by now.",
-                "Enter the image again",
-                &[("image", String::new())],
-            ),
-        ],
+        // The image and the command of a template are not the consumer's.
+        Reason::BadImage | Reason::BadCommand if job.spec.template.is_some() => {
+            vec![again(job, "The template does not work on this machine.")]
+        }
+        Reason::BadImage => bad_image(job),
         Reason::BadCommand => vec![
             Remedy::form(
                 job,
@@ -87,7 +87,7 @@ pub(super) fn remedies(job: &JobView) -> Vec<Remedy> {
         Reason::NoMachine => no_machine(job),
         Reason::Internal => vec![again(job, "This was a defect of the market, and cost you nothing.")],
         Reason::RegistryUnavailable => {
-            vec![again(job, "The registry of the image did not answer, or allows few downloads from one address.")]
+            vec![again(job, "The registry did not answer, or the image is too large or for another platform.")]
         }
         Reason::ProviderLost
         | Reason::Preempted
@@ -103,37 +103,64 @@ pub(super) fn remedies(job: &JobView) -> Vec<Remedy> {
     }
 }
 
+fn bad_image(job: &JobView) -> Vec<Remedy> {
+    vec![
+        Remedy::advice(format!(
+            "Check that the image exists, is public, and is built for Linux on x86-64: {}",
+            job.spec.image
+        )),
+        Remedy::form(
+            job,
+            "A tag can point to another image by now.",
+            "Enter the image again",
+            &[("image", String::new())],
+        ),
+    ]
+}
+
 fn again(job: &JobView, advice: &str) -> Remedy {
     Remedy::form(job, advice, "Run it again", &[])
 }
 
-/// Exit codes that a shell or the kernel gives a meaning.
+/// The worker's detail names the limit to raise, if it knows one. Otherwise a shell or the kernel gives some codes a
+/// meaning.
 fn after_exit(job: &JobView, code: i64) -> Vec<Remedy> {
-    let first = match code {
-        126 | 127 => {
-            Remedy::form(job, "The shell did not find the program, or may not run it.", "Change the command", &[])
-        }
-        // 128 + SIGKILL. Had the kernel ended the program for want of memory, the reason would be `OutOfMemory`.
-        137 => Remedy {
-            advice: "A process of the job killed the program. Often one of its workers ran out of memory.".to_owned(),
-            ..more_memory(job)
-        },
-        139 => Remedy::advice(
-            "The program crashed (segmentation fault). Its libraries may need another processor or driver.",
-        ),
-        _ => Remedy::advice("The last lines of the log, below, usually name the cause."),
+    let resources = &job.spec.resources;
+    let raise = |advice: &str, label: &str, field: &str, value: u64| {
+        vec![Remedy::form(job, advice, format!("{label} {value}"), &[(field, value.to_string())]), edit(job)]
     };
-    let mut remedies = vec![first];
+    if job.detail.contains("(memory_mib)") {
+        return vec![more_memory(job), edit(job)];
+    }
+    if job.detail.contains("(pids)") {
+        let more = u64::from(resources.max_pids()).saturating_mul(2);
+        return raise("The job needs more processes or threads.", "Allow", "pids", more);
+    }
+    if job.detail.contains("(shm_mib)") {
+        let more = resources.shm.map_or(1_024, doubled).min(resources.memory.0);
+        return raise("The job needs more shared memory.", "Run with, MiB:", "shm_mib", more);
+    }
+    if !job.detail.is_empty() {
+        return vec![edit(job)];
+    }
+    let mut remedies = vec![Remedy::advice(match code {
+        139 => "The program crashed (segmentation fault). Its libraries may need another processor or driver.",
+        _ => "The last lines of the log, below, usually name the cause.",
+    })];
     if job.spec.egress.is_none() {
         remedies.push(Remedy::form(
             job,
             "A program that downloads something fails without internet access.",
             "Allow PyPI and Hugging Face",
-            &[("egress", "pypi.org files.pythonhosted.org huggingface.co *.hf.co".to_owned())],
+            &[("egress", "pypi.org files.pythonhosted.org *.huggingface.co huggingface.co *.hf.co".to_owned())],
         ));
     }
-    remedies.push(Remedy::form(job, "Fix the command or the files.", "Edit and run again", &[]));
+    remedies.push(edit(job));
     remedies
+}
+
+fn edit(job: &JobView) -> Remedy {
+    Remedy::form(job, "Change the job, and run it again.", "Edit and run again", &[])
 }
 
 /// The machine was at fault each time.
@@ -181,10 +208,18 @@ fn more_memory(job: &JobView) -> Remedy {
     Remedy::form(job, "The job needs more memory.", format!("Run with {more} MiB"), &[("memory_mib", more.to_string())])
 }
 
-fn more_time(job: &JobView) -> Remedy {
+/// `None` if the job already had the longest time. A budget that the consumer set must pay for the longer time, too.
+fn more_time(job: &JobView) -> Option<Remedy> {
     let seconds = job.limits.time.0.saturating_mul(2).min(MAX_SECONDS);
+    if seconds <= job.limits.time.0 {
+        return None;
+    }
     let label = format!("Allow {}", format::duration(Millis(seconds.saturating_mul(1_000))));
-    Remedy::form(job, "The job needs more time.", label, &[("time_seconds", seconds.to_string())])
+    let mut fields = vec![("time_seconds", seconds.to_string())];
+    if job.limits.max_price.is_none() {
+        fields.push(("budget_usd", dollars(MicroUsd(job.limits.budget.0.saturating_mul(2)))));
+    }
+    Some(Remedy::form(job, "The job needs more time.", label, &fields))
 }
 
 fn faster_machine(job: &JobView) -> Remedy {
@@ -192,7 +227,7 @@ fn faster_machine(job: &JobView) -> Remedy {
     Remedy::form(job, "A faster machine may need less of the time.", "Run on the fastest machine", &fields)
 }
 
-fn checkpoint() -> Remedy {
+fn partial_files() -> Remedy {
     Remedy::advice("Or save what is done to /output in the middle: the files of a job that runs out of time are kept.")
 }
 
@@ -212,11 +247,7 @@ fn cheapest_machine(job: &JobView) -> Remedy {
 }
 
 fn more_disk(job: &JobView) -> Remedy {
-    let more = doubled(job.spec.resources.output);
-    let fields = [("output_mib", more.to_string()), ("disk_mib", String::new())];
-    Remedy::form(job, "The job needs more room for its files.", format!("Keep up to {more} MiB"), &fields)
-}
-
-fn scratch() -> Remedy {
-    Remedy::advice("Write what you do not need afterwards to /scratch: only /output is kept.")
+    let more = job.spec.resources.disk_size().0.saturating_mul(2).min(MAX_DISK_MIB);
+    let label = format!("Run with a disk of {more} MiB");
+    Remedy::form(job, "The disk of the job was full.", label, &[("disk_mib", more.to_string())])
 }
