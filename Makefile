@@ -22,6 +22,8 @@ build: setup
 images: setup
 	@deploy/with-docker.sh deploy/images.sh
 
+# Nobody reads debug information in a demo, and a newcomer would wait half a minute longer for it.
+demo smoke: export CARGO_PROFILE_DEV_DEBUG = none
 demo: build ## Starts a whole market, runs a training job, stays up until Ctrl-C (PORT=8080)
 	@deploy/with-docker.sh sh -c 'deploy/images.sh && exec target/debug/gpubnb-demo --port $(PORT)'
 
