@@ -125,6 +125,21 @@ pub(crate) async fn check_password(
     Ok(account)
 }
 
+/// Does work for which a signed-in person enters the current password. The work fails with a problem of the field `old`
+/// if the password is wrong. Only such a failure counts as a guess of the person's password.
+pub(crate) async fn count_own_password<T>(
+    app: &App,
+    account: AccountId,
+    work: impl Future<Output = Result<T, Problem>>,
+) -> Result<T, Problem> {
+    let guess = app.rate_limits.count_password(&account.to_string(), &Source::Session)?;
+    let done = work.await;
+    if !done.as_ref().is_err_and(|problem| problem.field.as_deref() == Some("old")) {
+        app.rate_limits.take_back_password(&guess);
+    }
+    done
+}
+
 /// The role of a user on the market.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -21,7 +21,7 @@ use super::{Projection, job_key, key, machine_key};
 /// An hour in which nothing changed has no row: the row of the last earlier hour is true of this hour, too.
 pub struct MarketHistory;
 
-/// What a machine offers now.
+/// The present offer and state of a machine.
 #[derive(Clone, Serialize, Deserialize)]
 struct Offered {
     model: String,

@@ -18,7 +18,7 @@ use webauthn_rs::prelude::{
     Webauthn, WebauthnBuilder, WebauthnError,
 };
 
-use super::kv_cache::KvCache;
+use super::{kv_cache::KvCache, users::check_label};
 use crate::error::Problem;
 
 /// The maximum number of passkeys of one account.
@@ -163,10 +163,7 @@ impl Passkeys {
         label: &str,
         now: Timestamp,
     ) -> Result<(), Problem> {
-        let label = label.trim();
-        if label.is_empty() || label.chars().count() > 80 || label.chars().any(char::is_control) {
-            return Err(Problem::invalid("label", "Enter a name of up to 80 characters for the passkey."));
-        }
+        let label = check_label(label, "Enter a name of up to 80 characters for the passkey.")?;
         let (ceremony, (begun_by, begun_at, state)) =
             self.verify::<(AccountId, Timestamp, PasskeyRegistration)>(ceremony, now)?;
         if begun_by != account {
@@ -210,10 +207,9 @@ impl Passkeys {
     pub(crate) async fn remove_all(&self, account: AccountId, now: Timestamp) -> Result<(), Problem> {
         self.rows
             .change(&row_key(account), |row: &mut Option<Row>| {
-                if let Some(row) = row {
-                    row.passkeys.clear();
-                }
-                row.get_or_insert_default().not_before = Some(now);
+                let row = row.get_or_insert_default();
+                row.passkeys.clear();
+                row.not_before = Some(now);
                 Ok(())
             })
             .await

@@ -18,9 +18,9 @@ pub(crate) struct SignIn {
     pub(crate) at: Timestamp,
     /// The browser or program, in a few words.
     pub(crate) browser: String,
-    /// The network of the address, such as `192.0.2.0/24`.
+    /// The IPv4 address, or the first address of the IPv6 network of 64 bits.
     pub(crate) network: String,
-    /// What proved who it was.
+    /// The proof of the person's identity.
     pub(crate) proof: SignInProof,
 }
 

@@ -127,6 +127,15 @@ fn check_email(email: &str) -> Result<(), Problem> {
     Err(Problem::invalid("email", "This is not an e-mail address."))
 }
 
+/// The name that a person gave a token or a passkey, without outer spaces. `advice` is the text of the refusal.
+pub(super) fn check_label<'a>(label: &'a str, advice: &str) -> Result<&'a str, Problem> {
+    let label = label.trim();
+    if label.is_empty() || label.chars().count() > 80 || label.chars().any(char::is_control) {
+        return Err(Problem::invalid("label", advice));
+    }
+    Ok(label)
+}
+
 /// Checks a password before it is set.
 pub(crate) fn check_password(password: &str) -> Result<(), Problem> {
     if PASSWORD_CHARACTERS.contains(&password.chars().count()) {
@@ -305,10 +314,7 @@ impl Users {
         new: &NewToken,
         now: Timestamp,
     ) -> Result<(TokenInfo, String), Problem> {
-        let label = new.label.trim();
-        if label.is_empty() || label.chars().count() > 80 || label.chars().any(char::is_control) {
-            return Err(Problem::invalid("label", "Enter a name of up to 80 characters for the token."));
-        }
+        let label = check_label(&new.label, "Enter a name of up to 80 characters for the token.")?;
         if new.scopes.is_empty() {
             return Err(Problem::invalid("scopes", "Choose at least one permission."));
         }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{Layout, render_page};
 use crate::{
     access::{NewToken, PasskeyInfo, Scope, SessionInfo, SignIn, SignedIn, Source, TokenInfo, is_secret},
-    accounts::{Role, roles},
+    accounts::{Role, count_own_password, roles},
     app::App,
     error::{PageError, Problem},
     extract::{Form, Path, Query},
@@ -144,21 +144,16 @@ pub(crate) async fn change_password(
     signed_in: SignedIn,
     Form(passwords): Form<PasswordChange>,
 ) -> Result<Response, PageError> {
-    let login = signed_in.account.to_string();
-    let guess = app.rate_limits.count_password(&login, &Source::Session)?;
     // In a task of its own: a browser that goes away must not leave half of this undone.
     let (all, account, session) = (app.clone(), signed_in.account, signed_in.viewer.session);
-    let steps = tokio::spawn(async move {
+    let steps = Box::pin(async move {
         all.users.change_password(account, &passwords.old, &passwords.new).await?;
         // All other sessions end, because somebody else may know the old password and may have added a passkey.
         all.sessions.end(account, |id| Some(id) != session).await?;
         all.passkeys.remove_all(account, all.now()).await
     });
-    let changed = steps.await.map_err(|e| Problem::internal(&e))?;
-    if !changed.as_ref().is_err_and(|problem| problem.field.as_deref() == Some("old")) {
-        app.rate_limits.take_back_password(&guess);
-    }
-    if let Err(problem) = changed {
+    let finished = async { tokio::spawn(steps).await.map_err(|e| Problem::internal(&e))? };
+    if let Err(problem) = count_own_password(&app, account, finished).await {
         // The page must not contain the submitted passwords, so no fields are passed on.
         return render_refusal(&app, signed_in, problem, Vec::new()).await;
     }

@@ -16,7 +16,8 @@ use tracing::warn;
 
 use super::{Layout, render_page};
 use crate::{
-    access::{SignedIn, Source, clear_cookie},
+    access::{SignedIn, clear_cookie},
+    accounts::count_own_password,
     app::App,
     error::{PageError, Problem},
     extract::Form,
@@ -75,12 +76,7 @@ async fn close_and_remove(app: App, signed_in: SignedIn, form: CloseForm) -> Res
     }
     // A request before this one may have removed the user, and not yet the session.
     if app.users.exists(account).await? {
-        let guess = app.rate_limits.count_password(&account.to_string(), &Source::Session)?;
-        let verified = app.users.verify_password(account, &form.password).await;
-        if !verified.as_ref().is_err_and(|problem| problem.field.as_deref() == Some("old")) {
-            app.rate_limits.take_back_password(&guess);
-        }
-        verified?;
+        count_own_password(&app, account, app.users.verify_password(account, &form.password)).await?;
         let close = CloseAccount { given_up: MicroUsd(form.given_up) };
         app.command::<Done>("account", "close", signed_in.actor(), &close).await?;
         app.passkeys.forget(account).await?;

@@ -14,7 +14,7 @@ use crate::{
     prices::{PriceRange, by_model, monthly_earnings},
 };
 
-/// What the owner says of the machine. A number that cannot be read, or is out of range, becomes the default.
+/// The machine, as its owner describes it. A number that cannot be read, or is out of range, becomes the default.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct EarnQuery {
     /// The model of the GPU, or `CPU only`.

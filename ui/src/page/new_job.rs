@@ -93,7 +93,7 @@ impl NewJobPage {
     }
 
     /// True if the address or an earlier job fills in more than the template, the machine and the template's fields.
-    /// What is filled in must be seen.
+    /// The person must see these fields, so their section is open.
     fn has_further_fields(&self) -> bool {
         let is_in_view = |name: &str| matches!(name, "template" | "machine" | "name") || name.starts_with("parameter.");
         self.fields.iter().any(|(name, _)| !is_in_view(name))

@@ -14,7 +14,8 @@ use webauthn_rs::prelude::{PublicKeyCredential, RegisterPublicKeyCredential};
 
 use super::sign_in::safe_redirect;
 use crate::{
-    access::{Client, SignInProof, SignedIn, Source},
+    access::{Client, SignInProof, SignedIn},
+    accounts::count_own_password,
     app::App,
     error::{ApiError, PageError, Problem},
     extract::{JsonBody, Path},
@@ -34,12 +35,7 @@ pub(crate) async fn begin_adding(
     JsonBody(begin): JsonBody<Begin>,
 ) -> Result<Json<Value>, ApiError> {
     let account = signed_in.account;
-    let guess = app.rate_limits.count_password(&account.to_string(), &Source::Session)?;
-    let verified = app.users.verify_password(account, &begin.password).await;
-    if !verified.as_ref().is_err_and(|problem| problem.field.as_deref() == Some("old")) {
-        app.rate_limits.take_back_password(&guess);
-    }
-    verified?;
+    count_own_password(&app, account, app.users.verify_password(account, &begin.password)).await?;
     let name = app.users.email(account).await?;
     Ok(Json(app.passkeys.begin_adding(account, &name, app.now()).await?))
 }

@@ -24,7 +24,7 @@ const MAX_UNBILLED: u32 = 10;
 struct Part {
     name: &'static str,
     is_good: bool,
-    /// What is known of it, in words.
+    /// The state of the part, as a sentence.
     words: String,
 }
 

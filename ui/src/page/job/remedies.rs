@@ -1,4 +1,4 @@
-//! What a consumer can do about a job that failed: for each reason the likely fixes, most of them a link to the form of
+//! Advice to a consumer whose job failed: for each reason the likely fixes, most of them a link to the form of
 //! a new job in which the fix is filled in.
 //!
 //! Belongs here: advice to the consumer. Must not come here: advice to the owner of a machine ([`Reason::remedy`]).
