@@ -17,13 +17,14 @@ setup-tests:
 	@deploy/setup.sh --tests
 
 build: setup
-	@cargo build --locked --quiet $(BINARIES)
+	@cargo build --locked --quiet $(BUILD_OPTIONS) $(BINARIES)
 
 images: setup
 	@deploy/with-docker.sh deploy/images.sh
 
 # Nobody reads debug information in a demo, and a newcomer would wait half a minute longer for it.
 demo smoke: export CARGO_PROFILE_DEV_DEBUG = none
+demo smoke: BUILD_OPTIONS = --config deploy/demo.toml
 demo: build ## Starts a whole market, runs a training job, stays up until Ctrl-C (PORT=8080)
 	@deploy/with-docker.sh sh -c 'deploy/images.sh && exec target/debug/gpubnb-demo --port $(PORT)'
 

@@ -380,8 +380,7 @@ serve_image() {
 }
 serve_image small
 # The market takes this image without a digest, and the worker may use this one private registry.
-sed -i "s|  services: { image: $run/market }|  services: { image: $run/market, environment: { GPUBNB_APPROVE_IMAGES: '$registry/small:1' } }|" \
-  "$override"
+export GPUBNB_APPROVE_IMAGES="$registry/small:1"
 export GPUBNB_PRIVATE_REGISTRIES="http://$registry"
 start
 submitted="$(ask --fail-with-body -H 'content-type: application/json' \

@@ -37,7 +37,7 @@ pub(crate) async fn sign_up(api: &Api, credentials: &CredentialArgs) -> anyhow::
 }
 
 pub(crate) async fn login(api: &Api, login: &LoginArgs) -> anyhow::Result<u8> {
-    let scopes = ["jobs:read", "jobs:write", "machines:write", "wallet:read"];
+    let scopes = ["jobs:read", "jobs:write", "machines:write", "wallet:read", "webhooks:write", "secrets:write"];
     let body = json!({
         "email": login.credentials.email, "password": password(&login.credentials)?, "label": login.label,
         "scopes": scopes, "days": login.days,
@@ -96,6 +96,11 @@ pub(crate) async fn enroll_code(api: &Api, json: bool) -> anyhow::Result<u8> {
         outln!("{code}");
     } else {
         outln!("{}", code["code"].as_str().unwrap_or_default());
+        errln!(
+            "The code works once, until {}. On the machine: gpubnb-provider enroll CODE --market {}",
+            code["expires"].as_str().unwrap_or_default(),
+            api.url
+        );
     }
     Ok(0)
 }

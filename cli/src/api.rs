@@ -22,6 +22,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 pub(crate) struct Api {
     client: Client,
     pub(crate) url: String,
+    /// True if an option, the environment or a login names the market.
+    is_chosen: bool,
     token: Option<String>,
 }
 
@@ -43,6 +45,7 @@ impl Api {
         }
         let login = saved.filter(|s| url.is_none_or(|url| url.trim_end_matches('/') == s.url));
         let url = url.map(|u| u.trim_end_matches('/').to_owned()).or_else(|| login.as_ref().map(|s| s.url.clone()));
+        let is_chosen = url.is_some();
         let url = url.unwrap_or_else(|| "http://127.0.0.1:8080".to_owned());
         if !url.contains("://") {
             bail!("{url} is not the address of a market: write https://{url}, or http://{url} for a local market");
@@ -51,7 +54,7 @@ impl Api {
             // Plain HTTP needs no certificates, and a small system may have none installed.
             builder = builder.tls_certs_only([]);
         }
-        Ok(Self { client: builder.build()?, url, token: token.or(login.map(|s| s.token)) })
+        Ok(Self { client: builder.build()?, url, is_chosen, token: token.or(login.map(|s| s.token)) })
     }
 
     /// The same client without a token.
@@ -71,6 +74,11 @@ impl Api {
     /// Sends a request. Fails if the status of the answer is not a success.
     pub(crate) async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let response = request.send().await.with_context(|| {
+            if !self.is_chosen {
+                let name_it =
+                    "name the market with --url https://THE.MARKET, or sign in: gpubnb login YOU@EXAMPLE.COM --url …";
+                return format!("no market is named, and {} does not answer: {name_it}", self.url);
+            }
             format!("{} does not answer. Is this the market's address? --url or GPUBNB_URL names another", self.url)
         })?;
         self.accept(response).await
@@ -82,8 +90,12 @@ impl Api {
         if status.is_success() {
             return Ok(response);
         }
+        let response_is_about_a_password = response.url().path().ends_with("/api/v1/login");
         let problem: Value = response.json().await.unwrap_or_default();
         let text = |name: &str| problem[name].as_str().unwrap_or_default().to_owned();
+        if status.as_u16() == 401 && response_is_about_a_password {
+            bail!("{}", text("detail"));
+        }
         if status.as_u16() == 401 && self.token.is_none() {
             bail!("log in first: gpubnb login <e-mail address> --url {}", self.url);
         }
@@ -108,7 +120,13 @@ impl Api {
                         response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
                     asked.map_or(pause, Duration::from_secs).min(LONGEST_PAUSE * 4)
                 }
-                Ok(response) if !response.status().is_server_error() => return self.accept(response).await,
+                // Room comes back after days, not after seconds.
+                Ok(response)
+                    if !response.status().is_server_error()
+                        || response.status() == StatusCode::INSUFFICIENT_STORAGE =>
+                {
+                    return self.accept(response).await;
+                }
                 Ok(_) => pause,
                 // No connection, after several pauses: the address may be wrong, and then more tries do not help.
                 Err(e) if e.is_connect() && pause > FIRST_PAUSE * 4 => break,

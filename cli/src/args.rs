@@ -1,15 +1,12 @@
 //! The commands and options of the command line.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use gpubnb_events::{
-    JobId, MachineId,
-    command::Secret,
-    job_request::{InputRequest, JobRequest},
-    spec::{Egress, Strategy},
-};
+use gpubnb_events::{CommandId, JobId, Millis, notification::NotificationKind};
+use serde::Serialize;
+
+use crate::job_args::JobArgs;
 
 /// Runs jobs on spare GPU machines.
 #[derive(Debug, Parser)]
@@ -37,25 +34,44 @@ pub struct Cli {
 pub(crate) enum Command {
     /// Creates an account.
     SignUp(CredentialArgs),
-    /// Exchanges your password for a token, which is saved in your configuration directory.
+    /// Signs in, and saves a token in your configuration directory.
     Login(LoginArgs),
     /// Deletes the saved token. The token stays valid until you revoke it on your account page.
     Logout,
     /// Prints a one-time code with which you enroll one more machine.
     EnrollCode,
+    /// Lists the templates: the jobs that the market has approved, with their usual time and cost.
+    Templates,
     /// Lists the machines on the market, cheapest first.
-    Machines,
-    /// Submits a job, shows its output, downloads its files, and exits with its exit code. Ctrl-C or SIGTERM cancels
-    /// the job.
+    Machines(Box<MachineFilters>),
+    /// Runs a job: streams its log, downloads its files, and exits with its exit code. Ctrl-C or SIGTERM cancels the
+    /// job.
     Run(Box<RunArgs>),
+    /// Prints what a job would cost at most, and the machine on which it would run now. Nothing is uploaded or held.
+    Quote(Box<JobArgs>),
+    /// Writes a `gpubnb.toml` to begin with: the options of `gpubnb run` for one directory.
+    Init {
+        /// The directory.
+        #[arg(default_value = ".")]
+        directory: PathBuf,
+    },
+    /// Stores directories of files for your jobs.
+    Data {
+        /// The command.
+        #[command(subcommand)]
+        command: DataCommand,
+    },
     /// Lists your jobs, newest first.
     Jobs {
         /// Lists only jobs in this state, such as Running.
         #[arg(long)]
         state: Option<String>,
+        /// Lists only jobs with this text in their name, image or id.
+        #[arg(long)]
+        text: Option<String>,
         /// Number of jobs to list at most.
         #[arg(long, default_value_t = 20)]
-        limit: u32,
+        limit: usize,
     },
     /// Prints the output of a job.
     Logs {
@@ -64,6 +80,8 @@ pub(crate) enum Command {
         /// Also prints new output, until the job is settled.
         #[arg(short, long)]
         follow: bool,
+        #[command(flatten)]
+        filter: LineFilter,
     },
     /// Downloads the files of a job. Files that are there already, and are the same, are kept.
     Fetch {
@@ -71,6 +89,18 @@ pub(crate) enum Command {
         job: String,
         /// Directory for the files. Default: a directory with the id of the job.
         directory: Option<PathBuf>,
+    },
+    /// Shows your newest jobs and your money, and goes on showing them until Ctrl-C.
+    Top,
+    /// Waits until a job is settled, and exits with its exit code.
+    Wait {
+        /// The job: its id, or the end of its id, as pages show it.
+        job: String,
+    },
+    /// Opens the page of a job in the browser.
+    Open {
+        /// The job: its id, or the end of its id, as pages show it.
+        job: String,
     },
     /// Cancels a job.
     Cancel {
@@ -98,11 +128,189 @@ pub(crate) enum Command {
         #[arg(long = "key", value_name = "KEY")]
         keys: Vec<String>,
     },
+    /// Stores tokens and keys once, for jobs that name them.
+    Secrets {
+        /// The command.
+        #[command(subcommand)]
+        command: SecretCommand,
+    },
+    /// Tells programs of yours what happens, by requests to their addresses.
+    Webhooks {
+        /// The command.
+        #[command(subcommand)]
+        command: WebhookCommand,
+    },
+    /// Prints the JSON schema of `gpubnb.toml`, with which editors check the file.
+    Schema,
+    /// Writes the manual pages of all commands into a directory.
+    Man {
+        /// The directory, which must exist.
+        directory: PathBuf,
+    },
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// The machines that are listed. Each option is a filter of the page *Market*.
+#[derive(Debug, Default, Args, Serialize)]
+pub(crate) struct MachineFilters {
+    /// A part of the machine's name or region, or of the model of its CPU or a GPU.
+    #[arg(long)]
+    text: Option<String>,
+    /// Machines with a GPU, or without one.
+    #[arg(long, value_parser = ["gpu", "cpu"])]
+    kind: Option<String>,
+    /// Machines that can take a job now, or that passed their self-test.
+    #[arg(long, value_parser = ["free", "verified"])]
+    only: Option<String>,
+    /// A part of a GPU's model name.
+    #[arg(long)]
+    gpu: Option<String>,
+    /// Number of GPUs.
+    #[arg(long)]
+    min_gpus: Option<u32>,
+    /// Memory of the largest GPU, GiB.
+    #[arg(long)]
+    min_vram: Option<f64>,
+    /// The region.
+    #[arg(long)]
+    region: Option<String>,
+    /// The highest price per hour, dollars.
+    #[arg(long, value_name = "USD")]
+    max_price: Option<f64>,
+    /// Attempts without a failure of the machine, percent.
+    #[arg(long, value_name = "PERCENT")]
+    min_reliability: Option<u32>,
+    /// Owners who share at all hours, or who allow jobs to use the internet.
+    #[arg(long, value_parser = ["finishes", "egress"])]
+    owner: Option<String>,
+    /// The state, such as Online.
+    #[arg(long)]
+    state: Option<String>,
+    /// A part of the version of the driver or of CUDA, such as 12.4.
+    #[arg(long)]
+    driver: Option<String>,
+    /// Cores of the CPU.
+    #[arg(long)]
+    min_cores: Option<u32>,
+    /// Memory, GiB.
+    #[arg(long)]
+    min_ram: Option<f64>,
+    /// Room on the disk, GiB.
+    #[arg(long)]
+    min_disk: Option<f64>,
+    /// Measured download speed, Mbit/s.
+    #[arg(long)]
+    min_down: Option<f64>,
+    /// Measured upload speed, Mbit/s.
+    #[arg(long)]
+    min_up: Option<f64>,
+    /// Measured speed per dollar.
+    #[arg(long)]
+    min_score: Option<f64>,
+    /// `real` for machines without simulated GPUs.
+    #[arg(long, value_parser = ["real"])]
+    simulated: Option<String>,
+}
+
+/// The lines of a log that are printed.
+#[derive(Debug, Default, Args)]
+pub(crate) struct LineFilter {
+    /// Prints only lines with this text.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) grep: Option<String>,
+    /// Prints only lines that are at most this old: 90s, 10m, 2h or 1d.
+    #[arg(long, value_name = "TIME", value_parser = parse_age)]
+    pub(crate) since: Option<Millis>,
+}
+
+/// Reads a time such as `10m`.
+fn parse_age(text: &str) -> Result<Millis, String> {
+    let wrong = || "write it as 90s, 10m, 2h or 1d".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)].into_iter().find(|(name, _)| *name == unit);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    Ok(Millis(number.saturating_mul(seconds.ok_or_else(wrong)?.1 * 1_000)))
+}
+
+/// The commands about datasets.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Uploads a directory. Only what the market does not have is sent. What `.gitignore` and `.gpubnbignore` name is
+    /// left out.
+    Push {
+        /// The directory.
+        directory: PathBuf,
+        /// A name for the dataset. A name stands for the newest dataset with this name.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Lists your datasets, newest first.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Lists the files of a dataset.
+    Info {
+        /// The name of the dataset, or the beginning of its id.
+        dataset: String,
+    },
+    /// Deletes a dataset that no open job needs.
+    #[command(visible_alias = "rm")]
+    Delete {
+        /// The name of the dataset, or the beginning of its id.
+        dataset: String,
+    },
+}
+
+/// The commands about secrets.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretCommand {
+    /// Lists the names of your secrets. Nobody can read their values again.
+    List,
+    /// Stores a value under a name, in place of an earlier value. At a terminal the value is asked for; otherwise the
+    /// standard input is the value, without the line break at its end.
+    Set {
+        /// The name: that of the environment variable with which a job gets the value, such as `HF_TOKEN`.
+        name: String,
+        /// Reads the value from this text file, with its line breaks.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Deletes a secret. Jobs that have it keep it until they end.
+    Delete {
+        /// The name.
+        name: String,
+    },
+}
+
+/// The commands about webhooks.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WebhookCommand {
+    /// Lists your webhooks.
+    List,
+    /// Adds a webhook, and prints its id and its secret.
+    Add {
+        /// The address, https://…
+        #[arg(value_name = "ADDRESS")]
+        address: String,
+        /// A kind of notification that is sent, such as job.failed. Can be repeated. Without this option, all are.
+        #[arg(long = "kind", value_name = "KIND")]
+        kinds: Vec<NotificationKind>,
+    },
+    /// Removes a webhook.
+    Remove {
+        /// The id of the webhook.
+        webhook: CommandId,
+    },
+    /// Sends a test to a webhook.
+    Test {
+        /// The id of the webhook.
+        webhook: CommandId,
+    },
+    /// Lists the newest tries to send you notifications.
+    Deliveries,
 }
 
 /// The credentials of an account.
@@ -131,128 +339,14 @@ pub(crate) struct LoginArgs {
     pub(crate) days: u32,
 }
 
-/// Options that choose the machine of a job.
-#[derive(Debug, Args)]
-pub(crate) struct PlacementArgs {
-    /// Runs the job on this machine only.
-    #[arg(long)]
-    machine: Option<MachineId>,
-    /// Strategy by which the market chooses a machine. Default: cheapest.
-    #[arg(long, conflicts_with = "machine", value_name = "cheapest|fastest|most_reliable")]
-    strategy: Option<Strategy>,
-    /// Requires a machine with at least this percentage of attempts that ended without a fault of the machine.
-    #[arg(long, conflicts_with = "machine", value_name = "PERCENT")]
-    min_reliability: Option<u32>,
-    /// Requires a machine that passed its self-test.
-    #[arg(long, conflicts_with = "machine")]
-    verified: bool,
-    /// Requires a GPU whose model name contains this text.
-    #[arg(long, conflicts_with = "machine", value_name = "MODEL")]
-    gpu_model: Option<String>,
-    /// The oldest CUDA version that the machine's driver must support, such as 12.4.
-    #[arg(long, conflicts_with = "machine", value_name = "VERSION")]
-    min_cuda: Option<String>,
-    /// Requires a machine in this region.
-    #[arg(long, conflicts_with = "machine")]
-    region: Option<String>,
-    /// Allows machines with simulated GPUs, which compute nothing.
-    #[arg(long, conflicts_with = "machine")]
-    allow_simulated: bool,
-}
-
-/// The resources that a job may use.
-#[derive(Debug, Args)]
-pub(crate) struct ResourceArgs {
-    /// CPU, thousandths of a core.
-    #[arg(long, value_name = "MILLIS")]
-    cpu_millis: Option<u32>,
-    /// Memory, MiB.
-    #[arg(long = "memory-mib", visible_alias = "memory", value_name = "MIB")]
-    memory_mib: Option<u64>,
-    /// Size of `/dev/shm`, MiB. This counts as memory.
-    #[arg(long, value_name = "MIB")]
-    shm_mib: Option<u64>,
-    /// The most that is kept of the output files, MiB.
-    #[arg(long, value_name = "MIB")]
-    output_mib: Option<u64>,
-    /// Size of the job's disk, MiB, with `/output`, `/scratch` and the image's volumes. Default: 256 more than the
-    /// output.
-    #[arg(long, value_name = "MIB")]
-    disk_mib: Option<u64>,
-    /// The most processes and threads. Default: 512.
-    #[arg(long, value_name = "NUMBER")]
-    pids: Option<u32>,
-    /// The most open files of each process. Default: 4096.
-    #[arg(long, value_name = "NUMBER")]
-    open_files: Option<u32>,
-    /// Number of GPUs.
-    #[arg(long)]
-    gpus: Option<u32>,
-    /// Memory of each GPU, MiB.
-    #[arg(long = "vram-mib", visible_alias = "vram", value_name = "MIB")]
-    vram_mib: Option<u64>,
-    /// The hosts of the internet that the job may reach, with commas between them: `pypi.org`, `*.pypi.org` for all
-    /// names below it too, `any` for every public host.
-    #[arg(long, value_name = "HOSTS", default_value = "none", hide_default_value = true)]
-    egress: Egress,
-}
-
-/// The limits of a job.
-#[derive(Debug, Args)]
-pub(crate) struct LimitArgs {
-    /// The highest price per hour, dollars.
-    #[arg(long, value_name = "USD")]
-    price_cap: Option<String>,
-    /// The highest total cost, dollars.
-    #[arg(long, value_name = "USD")]
-    budget: Option<String>,
-    /// The longest run time, seconds.
-    #[arg(long = "time-seconds", visible_alias = "time", value_name = "SECONDS")]
-    time_seconds: Option<u64>,
-    /// The longest wait for a machine, seconds.
-    #[arg(long, value_name = "SECONDS")]
-    queue_seconds: Option<u64>,
-    /// Number of attempts at most. Another attempt is made only if a machine fails.
-    #[arg(long, value_name = "NUMBER")]
-    max_attempts: Option<u32>,
-    /// Starts the job at most once, even if a machine fails.
-    #[arg(long, conflicts_with = "max_attempts")]
-    once: bool,
-}
-
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// An approved template, such as `train`.
-    #[arg(long, conflicts_with = "image", required_unless_present = "image")]
-    template: Option<String>,
-    /// A custom image, pinned by its digest: name@sha256:…
-    #[arg(long)]
-    image: Option<String>,
-    /// A parameter of the template: name=value.
-    #[arg(short, long = "param", value_name = "NAME=VALUE", value_parser = parse_pair)]
-    params: Vec<(String, String)>,
-    /// The absolute path of the directory in which the command starts. Default: `/output`.
-    #[arg(long, value_name = "PATH")]
-    workdir: Option<String>,
-    /// A secret variable for the job: NAME=value, or NAME alone to pass on the value from your own environment.
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
-    env: Vec<String>,
-    /// An input file: `FILE`, or `FILE:path` for another path below `/input`.
-    #[arg(short, long = "input", value_name = "FILE[:PATH]")]
-    pub(crate) inputs: Vec<String>,
-    /// The name of the job on pages and in lists.
-    #[arg(long)]
-    name: Option<String>,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
     /// The id of the job, a UUID of version 7. To repeat a submission safely, give the same id.
     #[arg(long)]
     pub(crate) id: Option<JobId>,
-    #[command(flatten)]
-    placement: PlacementArgs,
-    #[command(flatten)]
-    resources: ResourceArgs,
-    #[command(flatten)]
-    limits: LimitArgs,
     /// Prints the job's id and does not wait for the job.
     #[arg(short, long)]
     pub(crate) detach: bool,
@@ -262,63 +356,6 @@ pub(crate) struct RunArgs {
     /// Downloads no files.
     #[arg(long, conflicts_with = "output")]
     pub(crate) no_download: bool,
-    /// Arguments for a custom image.
-    #[arg(last = true)]
-    command: Vec<String>,
-}
-
-impl RunArgs {
-    /// The request for the job. `inputs` are the uploaded files.
-    pub(crate) fn request(&self, inputs: Vec<InputRequest>) -> anyhow::Result<JobRequest> {
-        let mut env = BTreeMap::new();
-        for given in &self.env {
-            let (name, value) = match given.split_once('=') {
-                Some((name, value)) => (name.to_owned(), value.to_owned()),
-                None => (given.clone(), std::env::var(given).with_context(|| format!("{given} is not set here"))?),
-            };
-            env.insert(name, Secret(value));
-        }
-        let Self { placement, resources, limits, .. } = self;
-        Ok(JobRequest {
-            job: self.id,
-            name: self.name.clone(),
-            template: self.template.clone(),
-            parameters: self.params.iter().cloned().collect(),
-            image: self.image.clone(),
-            command: self.command.clone(),
-            workdir: self.workdir.clone(),
-            cpu_millis: resources.cpu_millis,
-            memory_mib: resources.memory_mib,
-            shm_mib: resources.shm_mib,
-            output_mib: resources.output_mib,
-            disk_mib: resources.disk_mib,
-            pids: resources.pids,
-            open_files: resources.open_files,
-            gpus: resources.gpus,
-            vram_mib: resources.vram_mib,
-            egress: resources.egress.clone(),
-            machine: placement.machine,
-            price_cap_usd: limits.price_cap.clone(),
-            gpu_model: placement.gpu_model.clone(),
-            region: placement.region.clone(),
-            min_cuda: placement.min_cuda.clone(),
-            strategy: placement.strategy,
-            min_reliability: placement.min_reliability,
-            verified: placement.verified,
-            allow_simulated: placement.allow_simulated,
-            time_seconds: limits.time_seconds,
-            budget_usd: limits.budget.clone(),
-            max_attempts: if limits.once { Some(1) } else { limits.max_attempts },
-            queue_seconds: limits.queue_seconds,
-            env,
-            inputs,
-        })
-    }
-}
-
-fn parse_pair(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
-    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[cfg(test)]
@@ -326,52 +363,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_option_of_run_is_a_field_of_the_request() {
-        let all = "gpubnb run --image a@sha256:00 --name n --cpu-millis 500 --memory 64 --output-mib 1 \
-            --disk-mib 40 --pids 600 --open-files 5000 --min-cuda 12.4 --shm-mib 32 --workdir /app --gpus 1 \
-            --vram 8 --egress *.pypi.org,github.com --strategy most-reliable --min-reliability 90 --verified \
-            --gpu-model 4090 \
-            --region eu --allow-simulated --price-cap 1.5 --budget 2 --time 10 --queue-seconds 61 \
-            --max-attempts 2 -e A=b -- python train.py";
-        let Command::Run(run) = Cli::try_parse_from(all.split_whitespace()).unwrap().command else { panic!("run") };
-        let text = |text: &str| Some(text.to_owned());
-        let request = run.request(Vec::new()).unwrap();
-        let expected = JobRequest {
-            job: request.job,
-            name: text("n"),
-            image: text("a@sha256:00"),
-            command: vec!["python".to_owned(), "train.py".to_owned()],
-            workdir: text("/app"),
-            cpu_millis: Some(500),
-            memory_mib: Some(64),
-            shm_mib: Some(32),
-            output_mib: Some(1),
-            disk_mib: Some(40),
-            pids: Some(600),
-            open_files: Some(5_000),
-            min_cuda: text("12.4"),
-            gpus: Some(1),
-            vram_mib: Some(8),
-            egress: "*.pypi.org,github.com".parse().unwrap(),
-            price_cap_usd: text("1.5"),
-            gpu_model: text("4090"),
-            region: text("eu"),
-            strategy: Some(Strategy::MostReliable),
-            min_reliability: Some(90),
-            verified: true,
-            allow_simulated: true,
-            time_seconds: Some(10),
-            budget_usd: text("2"),
-            max_attempts: Some(2),
-            queue_seconds: Some(61),
-            env: [("A".to_owned(), Secret("b".to_owned()))].into(),
-            // `--template` excludes `--image`, and `--machine` excludes the other options of placement.
-            template: None,
-            parameters: BTreeMap::new(),
-            machine: None,
-            inputs: Vec::new(),
-        };
-        assert_eq!(request, expected);
+    fn an_age_has_a_number_and_a_unit() {
+        assert_eq!(parse_age("10m"), Ok(Millis(600_000)));
+        for wrong in ["", "10", "m", "-1s", "1w", "1é"] {
+            assert!(parse_age(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -77,6 +77,7 @@ async fn save(api: &Api, job: &str, file: &Value, directory: &Path) -> anyhow::R
             if file["bytes"] == bytes && file["sha256"] == hash.as_str() {
                 return Ok(());
             }
+            errln!("{} is replaced: it differs from the file of the job", target.display());
         }
         _ => {}
     }

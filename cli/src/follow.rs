@@ -3,7 +3,7 @@
 use std::{collections::HashMap, io::IsTerminal as _, time::Duration};
 
 use anyhow::Context as _;
-use gpubnb_events::text::make_plain;
+use gpubnb_events::{Clock as _, SystemClock, Timestamp, text::make_plain};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -11,6 +11,8 @@ use tokio::time::{sleep, timeout};
 use crate::{
     CANCELLED,
     api::Api,
+    args::LineFilter,
+    show::rejections,
     signal::StopSignal,
     stream::{Event, EventStream},
 };
@@ -25,15 +27,15 @@ const MAX_UNFINISHED: usize = 76;
 const JOB_FAILED: u8 = 1;
 
 /// `gpubnb logs`: prints the output of a job. With `follow`, also the output to come, until the job is settled.
-pub(crate) async fn logs(api: &Api, job: &str, follow: bool, json: bool) -> anyhow::Result<u8> {
+pub(crate) async fn logs(api: &Api, job: &str, follow: bool, filter: LineFilter, json: bool) -> anyhow::Result<u8> {
+    let mut printer = LogPrinter::new(json, filter);
     if follow {
-        return follow_until_settled(api, job, json, None).await.map(|_| 0);
+        return follow_with(api, job, printer, None).await.map(|_| 0);
     }
     let mut cursor = String::new();
-    let mut printer = LogPrinter::new(json);
     loop {
         let page = api.get(&format!("/jobs/{job}/logs{cursor}")).await?;
-        for line in page["rows"].as_array().into_iter().flatten().filter(|line| printer.is_new(line)) {
+        for line in page["rows"].as_array().into_iter().flatten().filter(|line| printer.is_printed(line)) {
             print_line(line, json);
         }
         match page["next"].as_str() {
@@ -61,6 +63,15 @@ pub(crate) async fn follow_until_settled(
     api: &Api,
     job: &str,
     json: bool,
+    stop: Option<&mut StopSignal>,
+) -> anyhow::Result<Value> {
+    follow_with(api, job, LogPrinter::new(json, LineFilter::default()), stop).await
+}
+
+async fn follow_with(
+    api: &Api,
+    job: &str,
+    mut lines: LogPrinter,
     mut stop: Option<&mut StopSignal>,
 ) -> anyhow::Result<Value> {
     // The bar counts in thousandths of the work. Only a terminal shows the bar, and above it the line that the job has
@@ -69,7 +80,6 @@ pub(crate) async fn follow_until_settled(
     bar.set_style(ProgressStyle::with_template("{prefix}{msg:<44} [{bar:30}] {percent:>3} %")?.progress_chars("=> "));
     let mut events = EventStream::new(api, format!("/jobs/{job}/events/stream"));
     let mut output = EventStream::new(api, format!("/jobs/{job}/logs/stream"));
-    let mut lines = LogPrinter::new(json);
     let (mut is_cancelling, mut is_complete) = (false, false);
     let mut explain_timer = Box::pin(sleep(EXPLAIN_AFTER));
     let settled = loop {
@@ -82,8 +92,8 @@ pub(crate) async fn follow_until_settled(
             event = events.next() => {
                 let event = event?;
                 bar.set_message(event.name.clone());
-                if event.name == "Settled" {
-                    break event.data["seq"].as_u64().unwrap_or(0);
+                if let Some(seq) = settlement(&event) {
+                    break seq;
                 }
             }
             event = output.next(), if !is_complete => is_complete = lines.print(&event?, &bar),
@@ -115,12 +125,26 @@ pub(crate) async fn follow_until_settled(
 
 /// The reason why a job waits for a machine; `None` if the job does not wait.
 fn waiting_reason(job: &Value) -> Option<String> {
-    let waiting = job["waiting"].as_object()?;
-    let count_and_reason = |r: &Value| format!("{} {}", r["machines"], r["reason"].as_str().unwrap_or_default());
-    let rejected: Vec<_> = waiting["rejected"].as_array().into_iter().flatten().map(count_and_reason).collect();
-    let chosen = waiting["chosen"].as_str().unwrap_or_default();
-    let machines = if rejected.is_empty() { "there are no machines".to_owned() } else { rejected.join(", ") };
-    Some(make_plain(&format!("The job waits: {chosen} ({machines}).")))
+    let waiting = job.get("waiting").filter(|waiting| waiting.is_object())?;
+    Some(format!("The job waits ({}).", rejections(waiting)))
+}
+
+/// The sequence of a job's settlement; `None` for another event.
+fn settlement(event: &Event) -> Option<u64> {
+    (event.name == "Settled").then(|| event.data["seq"].as_u64().unwrap_or(0))
+}
+
+/// `gpubnb wait`: waits until a job is settled. The exit code is that of the job.
+pub(crate) async fn wait(api: &Api, job: &str, json: bool) -> anyhow::Result<u8> {
+    let mut events = EventStream::new(api, format!("/jobs/{job}/events/stream"));
+    let settled = loop {
+        if let Some(seq) = settlement(&events.next().await?) {
+            break seq;
+        }
+    };
+    let ended = api.get(&format!("/jobs/{job}?min_seq={settled}")).await?;
+    outln!("{}", if json { ended.to_string() } else { make_plain(ended["summary"].as_str().unwrap_or_default()) });
+    Ok(exit_code(&ended))
 }
 
 /// Waits for a signal; for ever if there is none to wait for.
@@ -145,19 +169,34 @@ fn unfinished_lines(event: &Value) -> String {
 /// Prints each line of a job's output once, although a stream that is opened again may repeat lines.
 struct LogPrinter {
     json: bool,
+    /// Lines must have this text.
+    text: Option<String>,
+    /// Lines must not be older than this.
+    since: Option<Timestamp>,
     /// The number of the next line of each attempt, by lease.
     next: HashMap<u64, u64>,
 }
 
 impl LogPrinter {
-    fn new(json: bool) -> Self {
-        Self { json, next: HashMap::new() }
+    fn new(json: bool, filter: LineFilter) -> Self {
+        let since = filter.since.map(|age| {
+            Timestamp::from_millis(SystemClock.now().millis().saturating_sub(i64::try_from(age.0).unwrap_or(i64::MAX)))
+        });
+        Self { json, text: filter.grep, since, next: HashMap::new() }
+    }
+
+    /// True for a line that was not printed before, and that the filter lets pass.
+    fn is_printed(&mut self, line: &Value) -> bool {
+        let has_text = self.text.as_deref().is_none_or(|text| line["text"].as_str().unwrap_or_default().contains(text));
+        let at = line["at"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
+        let is_young = self.since.is_none_or(|since| at.is_none_or(|at| at >= since));
+        self.is_new(line) && has_text && is_young
     }
 
     /// Prints a line, or moves the progress bar. Returns true at the end of the output.
     fn print(&mut self, event: &Event, bar: &ProgressBar) -> bool {
         match event.name.as_str() {
-            "line" if self.is_new(&event.data) => bar.suspend(|| print_line(&event.data, self.json)),
+            "line" if self.is_printed(&event.data) => bar.suspend(|| print_line(&event.data, self.json)),
             "progress" => {
                 let fraction = event.data["fraction"].as_f64().unwrap_or(0.0).clamp(0.0, 1.0);
                 // The result is between 0 and 1,000, so the conversion loses nothing that matters.

@@ -19,18 +19,26 @@ macro_rules! errln {
 mod account;
 mod api;
 mod args;
+mod datasets;
+mod directory;
 mod download;
 mod follow;
+mod job_args;
 mod job_id;
+mod project;
+mod project_schema;
 mod saved;
+mod secrets;
 mod show;
 mod signal;
 mod stream;
 mod submit;
 mod verify;
+mod webhooks;
 
-use std::io::Write as _;
+use std::{io::Write as _, path::Path};
 
+use anyhow::Context as _;
 use clap::CommandFactory as _;
 
 pub use args::Cli;
@@ -59,21 +67,47 @@ fn print_error_line(line: std::fmt::Arguments<'_>) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
+/// Runs a command that needs no market; `None` for another command.
+fn run_locally(command: &Command, json: bool) -> Option<anyhow::Result<u8>> {
+    match command {
+        Command::Completions { shell } => {
+            // The library panics if it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "gpubnb", &mut script);
+            outln!("{}", String::from_utf8_lossy(&script));
+            Some(Ok(0))
+        }
+        Command::Man { directory } => Some(write_manual(directory)),
+        Command::Schema => Some(project_schema::schema().map(|schema| {
+            outln!("{schema:#}");
+            0
+        })),
+        Command::Init { directory } => Some(init(directory, json)),
+        Command::CheckProof { file, keys } => Some(verify::check_proof(file, keys.clone())),
+        Command::Logout => Some(account::logout()),
+        _ => None,
+    }
+}
+
+fn write_manual(directory: &Path) -> anyhow::Result<u8> {
+    clap_mangen::generate_to(Cli::command(), directory)
+        .with_context(|| format!("writing to {}", directory.display()))?;
+    outln!("The manual pages are in {0}: man {0}/gpubnb.1", directory.display());
+    Ok(0)
+}
+
+fn init(directory: &Path, json: bool) -> anyhow::Result<u8> {
+    let (path, missing) = project::init(directory)?;
+    let program = missing.map_or_else(String::new, |name| format!(" There is no {name} yet: name your program there."));
+    let sentence = format!("Wrote {}.{program} Run the job: gpubnb run {}", path.display(), directory.display());
+    Ok(show::done(json, &serde_json::json!({ "written": path, "missing": missing }), &sentence))
+}
+
 /// Runs a command and returns the exit code for this process.
 pub async fn run(cli: Cli) -> anyhow::Result<u8> {
     let json = cli.json;
-    if let Command::Completions { shell } = cli.command {
-        // The library panics if it cannot write.
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Cli::command(), "gpubnb", &mut script);
-        outln!("{}", String::from_utf8_lossy(&script));
-        return Ok(0);
-    }
-    if let Command::CheckProof { file, keys } = cli.command {
-        return verify::check_proof(&file, keys);
-    }
-    if matches!(cli.command, Command::Logout) {
-        return account::logout();
+    if let Some(done) = run_locally(&cli.command, json) {
+        return done;
     }
     // A damaged file of a former login must not stand in the way of a new one.
     let saved = match saved::read() {
@@ -90,19 +124,34 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::SignUp(credentials) => account::sign_up(&api, &credentials).await,
         Command::Login(login) => account::login(&api, &login).await,
         Command::EnrollCode => account::enroll_code(&api, json).await,
-        Command::Machines => show::machines(&api, json).await,
-        Command::Jobs { state, limit } => show::jobs(&api, state.as_deref(), limit, json).await,
+        Command::Templates => show::templates(&api, json).await,
+        Command::Machines(filters) => show::machines(&api, &filters, json).await,
+        Command::Jobs { state, text, limit } => show::jobs(&api, state.as_deref(), text.as_deref(), limit, json).await,
         Command::Receipt { job } => show::receipt(&api, &job_id::find(&api, &job).await?, json).await,
         Command::Verify { job, directory } => {
             verify::verify(&api, &job_id::find(&api, &job).await?, directory.as_deref(), json).await
         }
         Command::Cancel { job } => show::cancel(&api, &job_id::find(&api, &job).await?, json).await,
-        Command::Logs { job, follow } => follow::logs(&api, &job_id::find(&api, &job).await?, follow, json).await,
+        Command::Logs { job, follow, filter } => {
+            follow::logs(&api, &job_id::find(&api, &job).await?, follow, filter, json).await
+        }
+        Command::Secrets { command } => secrets::run(&api, command, json).await,
+        Command::Webhooks { command } => webhooks::run(&api, command, json).await,
+        Command::Data { command } => datasets::run(&api, command, json).await,
+        Command::Quote(job) => submit::quote(&api, &job, json).await,
+        Command::Top => show::top(&api).await,
+        Command::Wait { job } => follow::wait(&api, &job_id::find(&api, &job).await?, json).await,
+        Command::Open { job } => show::open(&api, &job_id::find(&api, &job).await?, json),
         Command::Run(run) => submit::run(&api, *run, json).await,
         Command::Fetch { job, directory } => {
             download::fetch(&api, &job_id::find(&api, &job).await?, directory, json).await
         }
-        // These commands have returned above, because they need no market.
-        Command::Completions { .. } | Command::CheckProof { .. } | Command::Logout => Ok(0),
+        // These commands have run above, because they need no market.
+        Command::Completions { .. }
+        | Command::CheckProof { .. }
+        | Command::Init { .. }
+        | Command::Man { .. }
+        | Command::Schema
+        | Command::Logout => Ok(0),
     }
 }

@@ -1,16 +1,13 @@
 //! The program `gpubnb`: runs jobs on other people's GPUs, from a terminal.
 
-use std::process::ExitCode;
-
 use clap::Parser;
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    match gpubnb_cli::run(gpubnb_cli::Cli::parse()).await {
-        Ok(code) => ExitCode::from(code),
-        Err(e) => {
-            eprintln!("gpubnb: {e:#}");
-            ExitCode::from(gpubnb_cli::FAILED)
-        }
-    }
+async fn main() {
+    let code = gpubnb_cli::run(gpubnb_cli::Cli::parse()).await.unwrap_or_else(|e| {
+        eprintln!("gpubnb: {e:#}");
+        gpubnb_cli::FAILED
+    });
+    // A directory may still be read by another thread, and nobody waits for its end.
+    std::process::exit(code.into());
 }

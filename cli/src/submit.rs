@@ -1,11 +1,13 @@
-//! `gpubnb run`: uploads the input files, submits the job, follows the job to its end, and downloads its output files.
+//! `gpubnb run`: uploads the directory and the input files, submits the job, follows the job to its end, and downloads
+//! its output files.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use gpubnb_events::{
     CommandId, JobId,
-    job_request::{InputRequest, JobRequest},
+    job_request::{DatasetRequest, InputRequest, JobRequest},
+    spec::Egress,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -14,26 +16,25 @@ use tokio_util::io::ReaderStream;
 use crate::{
     api::{Api, REQUEST_TIMEOUT},
     args::RunArgs,
+    datasets,
+    directory::Directory,
     download, follow,
+    job_args::{JobArgs, read_env},
+    project::{self, Project},
+    show,
     signal::StopSignal,
 };
 
 pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u8> {
     let mut stop = StopSignal::new()?;
-    let mut inputs = Vec::new();
-    for input in &run.inputs {
-        tokio::select! {
-            uploaded = upload(api, input) => inputs.push(uploaded?),
-            () = stop.received() => bail!("stopped before the job was submitted"),
-        }
-    }
+    let request = tokio::select! {
+        request = prepare(api, &run.job) => request?,
+        () = stop.received() => bail!("stopped before the job was submitted"),
+    };
     // The client makes the id, so that a request whose answer was lost can be repeated without a second job.
     let id = run.id.unwrap_or_else(JobId::generate);
     let job = id.to_string();
-    let request = serde_json::to_value(JobRequest { job: Some(id), ..run.request(inputs)? })?;
-    if !run.detach {
-        errln!("Job {job}: {}/jobs/{job}", api.url);
-    }
+    let request = serde_json::to_value(JobRequest { job: Some(id), ..request })?;
     let submit = || api.request(Method::POST, "/jobs").timeout(REQUEST_TIMEOUT).json(&request);
     let submitted: Value = tokio::select! {
         answer = api.send_repeatedly(submit) => answer?.json().await?,
@@ -50,6 +51,7 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
         outln!("{}", if json { submitted.to_string() } else { job });
         return Ok(0);
     }
+    errln!("Job {job}: {}/jobs/{job}", api.url);
     let ended = follow::follow_until_settled(api, &job, json, Some(&mut stop)).await?;
     let code = follow::exit_code(&ended);
     if json {
@@ -65,6 +67,75 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
         }
     }
     Ok(code)
+}
+
+/// The name of the directory in `/scratch` that has the copy of the code.
+const CODE: &str = "code";
+
+/// The request for a job, from the options and from `gpubnb.toml`, and the paths of the input files on this computer.
+fn describe(args: &JobArgs) -> anyhow::Result<(JobRequest, Vec<String>)> {
+    if let Some(directory) = &args.directory {
+        let example = "a command stands after `--`, as in `gpubnb run . -- python train.py`";
+        ensure!(directory.is_dir(), "{} is not a directory; {example}", directory.display());
+        let is_template = args.template.is_some();
+        ensure!(!is_template, "a template runs its own program: leave the directory out, or name an image instead");
+    }
+    let Project { request: mut file, mut inputs, mut env } =
+        args.directory.as_deref().map(Project::read).transpose()?.flatten().unwrap_or_default();
+    let mut options = args.request()?;
+    if args.resources.egress.is_some() {
+        file.egress = Egress::default();
+    }
+    file.verified &= args.placement.verified != Some(false);
+    file.allow_simulated &= args.placement.allow_simulated != Some(false);
+    // A variable has one value: the value of an option wins.
+    env.retain(|name| !options.env.contains_key(name) && !options.secrets.contains(name));
+    file.secrets.retain(|name| !options.env.contains_key(name) && !options.secrets.contains(name));
+    options.env.extend(read_env(&env)?);
+    let request = project::merge(file, options)?;
+    if request.image.is_none() && request.template.is_none() {
+        bail!(
+            "the job has no program: name an image (--image python:3.12), a template (--template noop), or a directory \
+             with a gpubnb.toml (gpubnb run .), which `gpubnb init` writes"
+        );
+    }
+    inputs.extend(args.inputs.iter().cloned());
+    Ok((request, inputs))
+}
+
+/// Uploads the files of a job, and returns the request that names them. The market is asked first whether it would take
+/// the job, so that a wrong name does not cost the time of an upload.
+async fn prepare(api: &Api, args: &JobArgs) -> anyhow::Result<JobRequest> {
+    let (mut request, inputs) = describe(args)?;
+    // A template runs its own program.
+    let directory = args.directory.clone().filter(|_| request.template.is_none());
+    if directory.is_some() || !inputs.is_empty() {
+        api.post("/quote", &serde_json::to_value(&request)?).await?;
+    }
+    for input in &inputs {
+        request.inputs.push(upload(api, input).await?);
+    }
+    if let Some(directory) = directory {
+        let directory = tokio::task::spawn_blocking(move || Directory::of_code(&directory)).await??;
+        let stored = datasets::push(api, directory, None).await?;
+        let dataset = stored["dataset"].as_str().unwrap_or_default().to_owned();
+        request.datasets.push(DatasetRequest { dataset, directory: Some(CODE.to_owned()), writable: true });
+        request.workdir.get_or_insert_with(|| format!("/scratch/{CODE}"));
+    }
+    Ok(request)
+}
+
+/// `gpubnb quote`: what a job would cost at most. The files of the job are not needed for that, and their room on the
+/// job's disk is not counted.
+pub(crate) async fn quote(api: &Api, args: &JobArgs, json: bool) -> anyhow::Result<u8> {
+    let (request, _) = describe(args)?;
+    let quote = api.post("/quote", &serde_json::to_value(request)?).await?;
+    if json {
+        outln!("{quote}");
+    } else {
+        show::quote(&quote);
+    }
+    Ok(0)
 }
 
 /// Uploads an input file. `argument` is `FILE`, or `FILE:PATH` with the path below `/input` at which the job finds the

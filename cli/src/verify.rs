@@ -58,6 +58,9 @@ impl JobManifest {
     }
 }
 
+/// A proof proves nothing. `verify` has the same exit code if something differs.
+const EXIT_NOT_PROVEN: u8 = 1;
+
 /// `gpubnb check-proof`: reads a proof from a file, and checks it. The proof shows that an event is in the log. Only a
 /// tree head signed by one of `keys` is trusted. If `keys` is empty, the trusted keys are those that the market
 /// published at the first login. If there are none either, the proof can only be consistent with itself. Returns the
@@ -68,7 +71,13 @@ pub(crate) fn check_proof(file: &Path, mut keys: Vec<String>) -> anyhow::Result<
     }
     let text = std::fs::read(file).with_context(|| file.display().to_string())?;
     let proof: Proof = serde_json::from_slice(&text).context("this file is not a proof")?;
-    outln!("{}", proof.description(&keys)?);
+    match proof.description(&keys) {
+        Ok(sentence) => outln!("{sentence}"),
+        Err(e) => {
+            outln!("Not proven: {e}");
+            return Ok(EXIT_NOT_PROVEN);
+        }
+    }
     if keys.is_empty() {
         errln!("Name the market's key with --key, or log in to the market: it publishes its keys.");
         return Ok(EXIT_NO_TRUSTED_KEY);

@@ -12,15 +12,15 @@ mod attempt;
 use serde::{Deserialize, Serialize};
 
 pub use self::attempt::{
-    Accept, Decline, DesiredLeaseState, DesiredMachineState, Exit, Grant, Inventory, Outcome, Report, SealedEnv, Start,
-    UploadGrant,
+    Accept, DatasetGrant, Decline, DesiredLeaseState, DesiredMachineState, Exit, Grant, Inventory, Outcome, Report,
+    SealedEnv, Start, UploadGrant,
 };
 pub use crate::output::AddOutput;
 use crate::{
     event::Check,
     ids::{AccountId, CommandId, JobId, MachineId, Seq},
     money::{HourlyRate, MicroUsd},
-    spec::{JobSpec, Offer, Placement, PlacementExplanation},
+    spec::{JobSpec, MachineSettings, Offer, Placement, PlacementExplanation},
     time::{Seconds, Timestamp},
 };
 
@@ -103,6 +103,38 @@ pub struct CloseAccount {
     pub given_up: MicroUsd,
 }
 
+/// `cmd.account.set_secret`: stores a named secret of the sender's account, in place of an earlier value. Answer:
+/// [`StoredSecret`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetSecret {
+    /// The name: that of the environment variable with which a job gets the value.
+    pub name: String,
+    /// The value, from 1 byte to 16 KiB.
+    pub value: Secret,
+}
+
+/// `cmd.account.delete_secret`: deletes a named secret of the sender's account. Answer: null.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteSecret {
+    /// The name.
+    pub name: String,
+}
+
+/// `cmd.account.secrets`: the sender's named secrets. Answer: a list of [`StoredSecret`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListSecrets {}
+
+/// A named secret, without its value, which nobody can read again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct StoredSecret {
+    /// The name.
+    pub name: String,
+    /// When the value was stored.
+    pub changed_at: Timestamp,
+    /// When a job last got the value; `None` if none did since the value was stored.
+    pub used_at: Option<Timestamp>,
+}
+
 /// `cmd.job.submit`. Answer: [`Submitted`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubmitJob {
@@ -183,7 +215,7 @@ pub struct ExplainJob {
 }
 
 /// A change of a machine. The machine's owner or the machine itself asks for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineChange {
     /// Take no new jobs.
@@ -203,11 +235,13 @@ pub enum MachineChange {
     Delist,
     /// Offer the machine at another price.
     Reprice(HourlyRate),
+    /// Change the settings of the machine, which takes them when it next asks the market.
+    Configure(MachineSettings),
 }
 
 /// `cmd.market.machine` (sent by the machine's owner) and `cmd.machine.<id>.wish` (sent by the machine itself). Answer:
 /// [`Done`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeMachine {
     /// The machine.
     pub machine: MachineId,
@@ -246,6 +280,18 @@ pub struct Listed {
 pub struct RecordTest {
     /// The result of every check.
     pub checks: Vec<Check>,
+}
+
+/// `query.machine.<id>.days`: the earnings of the machine on each of the last days with a settlement, newest first. The
+/// query has no body. Answer: a list of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DayEarnings {
+    /// The day (UTC), as the number of days since 1970-01-01.
+    pub day: u32,
+    /// The money that the machine earned.
+    pub earned: MicroUsd,
+    /// The number of settled jobs.
+    pub jobs: u32,
 }
 
 /// `cmd.enrollment.create`: an owner wants to add a machine. Answer: [`EnrollmentCode`].

@@ -6,7 +6,11 @@
 //!
 //! All fields use the same units: thousandths of a core, MiB, seconds, and dollars as text.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
@@ -15,7 +19,10 @@ use crate::{
     ids::{CommandId, JobId, MachineId},
     money::{HourlyRate, MicroUsd},
     refusal::{Refusal, RefusalKind},
-    spec::{Egress, Input, InvalidPattern, JobSpec, Limits, Mebibytes, Placement, Requirements, Resources, Strategy},
+    spec::{
+        DatasetMount, Egress, Input, InvalidPattern, JobSpec, Limits, Mebibytes, Placement, Requirements, Resources,
+        Strategy,
+    },
     template::{self, Template},
     time::Seconds,
 };
@@ -30,6 +37,21 @@ pub struct InputRequest {
     pub input: CommandId,
     /// Path of the file below `/input` in the container.
     pub path: String,
+}
+
+/// A dataset of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetRequest {
+    /// The name of one of your datasets, or its id. A name stands for the newest dataset with this name.
+    pub dataset: String,
+    /// The name of the directory at which the job finds the dataset: `/data/<directory>`. The dataset's name if
+    /// missing.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub directory: Option<String>,
+    /// True if the job needs a copy that it may change. The copy is `/scratch/<directory>`, on the job's disk.
+    #[serde(deserialize_with = "check_box", skip_serializing_if = "is_false", default)]
+    pub writable: bool,
 }
 
 /// The request for a job, from `POST /api/v1/jobs`, from the web form, or from `gpubnb run`. Numbers may be given as
@@ -56,7 +78,7 @@ pub struct JobRequest {
     /// Arguments for a custom image.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// The directory that the program starts in, an absolute path; `/output` if missing.
+    /// The directory that the program starts in, an absolute path; the image's own, or `/output`, if missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
     /// CPU, thousandths of a core.
@@ -135,23 +157,34 @@ pub struct JobRequest {
     #[schema(value_type = BTreeMap<String, String>)]
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, Secret>,
+    /// The names of your stored secrets that the job gets as environment variables of the same names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// The input files of the job.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<InputRequest>,
+    /// The datasets of the job.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub datasets: Vec<DatasetRequest>,
 }
 
 impl JobRequest {
-    /// The command that submits the job. The id of the job is `job` if the request has none. `inputs` are the files of
-    /// the request, as the store of uploads describes them.
+    /// The command that submits the job. The id of the job is `job` if the request has none. `inputs` and `datasets`
+    /// are those of the request, as the store of files describes them.
     ///
     /// Refuses a request without an image, values that the template's fields do not allow, texts that are no amount,
     /// no CUDA version or no host, and a request that names a machine and also demands a GPU model, a CUDA version, a
     /// region, a reliability or a self-test.
-    pub fn into_command(self, job: JobId, inputs: Vec<Input>) -> Result<SubmitJob, Refusal> {
+    pub fn into_command(
+        self,
+        job: JobId,
+        inputs: Vec<Input>,
+        datasets: Vec<DatasetMount>,
+    ) -> Result<SubmitJob, Refusal> {
         let placement = self.placement()?;
         let template = self.template.as_deref().map(find_template).transpose()?;
         let base = template.map_or_else(custom_resources, |t| t.resources.clone());
-        let resources = Resources {
+        let mut resources = Resources {
             cpu_millis: self.cpu_millis.unwrap_or(base.cpu_millis),
             memory: self.memory_mib.map_or(base.memory, Mebibytes),
             shm: self.shm_mib.map(Mebibytes).or(base.shm),
@@ -162,6 +195,11 @@ impl JobRequest {
             gpus: self.gpus.unwrap_or(base.gpus),
             vram: self.vram_mib.map_or(base.vram, Mebibytes),
         };
+        // The copies of datasets must not take the room that the job expects.
+        let copied: u64 = datasets.iter().filter(|mount| mount.writable).map(DatasetMount::bytes_on_disk).sum();
+        if resources.disk.is_none() && copied > 0 {
+            resources.disk = Some(Mebibytes(resources.disk_size().0.saturating_add(copied.div_ceil(1 << 20))));
+        }
         let command = match template {
             Some(template) => arguments(template, &self.parameters)?,
             None => self.command,
@@ -175,6 +213,10 @@ impl JobRequest {
         // A JSON list of hosts may have capital letters. Parsing the hosts makes the letters small.
         let egress =
             self.egress.patterns().join(" ").parse().map_err(|e: InvalidPattern| invalid("egress", e.to_string()))?;
+        let secrets: BTreeSet<String> = self.secrets.into_iter().collect();
+        if let Some(name) = secrets.iter().find(|name| self.env.contains_key(*name)) {
+            return Err(invalid("secrets", format!("{name} is a variable and a secret of this job: leave one out.")));
+        }
         let spec = JobSpec {
             name: name.unwrap_or_else(|| template.map_or("Custom image", |t| t.title).to_owned()),
             template: template.map(|t| t.id.to_owned()),
@@ -183,8 +225,10 @@ impl JobRequest {
             workdir: not_blank(self.workdir.as_deref()).map(ToOwned::to_owned),
             resources,
             egress,
-            env: self.env.keys().cloned().collect(),
+            env: self.env.keys().chain(&secrets).cloned().collect::<BTreeSet<_>>().into_iter().collect(),
+            secrets: secrets.into_iter().collect(),
             inputs,
+            datasets,
         };
         Ok(SubmitJob {
             job: self.job.unwrap_or(job),
@@ -230,7 +274,8 @@ impl JobRequest {
     /// empty, because the market deletes the values when the job ends: the user has to enter them again.
     pub fn from_job(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
         // Every struct is taken apart by the names of its fields, so that a forgotten new field does not compile.
-        let JobSpec { name, template, image, command, workdir, resources, egress, env, inputs } = spec;
+        let JobSpec { name, template, image, command, workdir, resources, egress, env, secrets, inputs, datasets } =
+            spec;
         let Resources { cpu_millis, memory, shm, output, disk, pids, open_files, gpus, vram } = resources;
         let Placement { strategy, requirements } = placement;
         let Limits { time, budget, max_attempts, queue, max_price } = limits;
@@ -270,9 +315,22 @@ impl JobRequest {
             budget_usd: max_price.is_none().then(|| without_sign(*budget)),
             max_attempts: Some(*max_attempts),
             queue_seconds: Some(queue.0),
-            env: env.iter().map(|name| (name.clone(), Secret(String::new()))).collect(),
+            env: env
+                .iter()
+                .filter(|name| !secrets.contains(name))
+                .map(|n| (n.clone(), Secret(String::new())))
+                .collect(),
+            secrets: secrets.clone(),
             inputs: inputs.iter().map(|i| InputRequest { input: i.input, path: i.path.clone() }).collect(),
+            datasets: datasets.iter().map(DatasetRequest::from).collect(),
         }
+    }
+}
+
+impl From<&DatasetMount> for DatasetRequest {
+    fn from(mount: &DatasetMount) -> Self {
+        let DatasetMount { dataset, directory, writable, files: _, bytes: _ } = mount;
+        Self { dataset: dataset.to_string(), directory: Some(directory.clone()), writable: *writable }
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod actor;
 pub mod command;
+pub mod dataset;
 pub mod dead_letter;
 pub mod error;
 pub mod event;

@@ -247,9 +247,20 @@ pub fn machine_command_filter(verb: &str) -> String {
     format!("cmd.machine.*.{verb}")
 }
 
-/// The machine in a machine command's subject.
-pub fn machine_of_command(subject: &str) -> Option<MachineId> {
-    subject.strip_prefix("cmd.machine.")?.split_once('.')?.0.parse().ok()
+/// A machine's query endpoint: `query.machine.<id>.<name>`.
+pub fn machine_query(machine: MachineId, name: &str) -> String {
+    format!("query.machine.{machine}.{name}")
+}
+
+/// The filter of one query of all machines: `query.machine.*.<name>`.
+pub fn machine_query_filter(name: &str) -> String {
+    format!("query.machine.*.{name}")
+}
+
+/// The machine in the subject of a machine's command or query.
+pub fn requesting_machine(subject: &str) -> Option<MachineId> {
+    let rest = subject.strip_prefix("cmd.machine.").or_else(|| subject.strip_prefix("query.machine."))?;
+    rest.split_once('.')?.0.parse().ok()
 }
 
 /// A query endpoint: `query.<name>`.
@@ -304,11 +315,12 @@ pub const PROJECTOR_INBOX: &str = "_INBOX.projector";
 /// machine's id.
 pub const USER_NAME_PLACEHOLDER: &str = "{{name()}}";
 
-/// The subjects that a machine publishes to: commands, heartbeats and unfinished lines. `machine` is an id or a
-/// placeholder.
+/// The subjects that a machine publishes to: commands, queries, heartbeats and unfinished lines. `machine` is an id or
+/// a placeholder.
 pub fn published_by_machine(machine: &str) -> Vec<String> {
     vec![
         format!("cmd.machine.{machine}.*"),
+        format!("query.machine.{machine}.*"),
         format!("telemetry.{machine}.heartbeat"),
         format!("unfinished.{machine}.*"),
     ]
@@ -335,7 +347,8 @@ mod tests {
         assert_eq!(parse_output(&subject), Some((machine, job, OutputKind::Log)));
         assert_eq!(machine_of_unfinished(&unfinished(machine, job)), Some(machine));
         assert_eq!(machine_of_heartbeat(&heartbeat(machine)), Some(machine));
-        assert_eq!(machine_of_command(&machine_command(machine, "accept")), Some(machine));
+        assert_eq!(requesting_machine(&machine_command(machine, "accept")), Some(machine));
+        assert_eq!(requesting_machine(&machine_query(machine, "days")), Some(machine));
         assert_eq!(job_of_dispatch(&format!("dispatch.{machine}.{job}")), Some(job));
         for aggregate in [Aggregate::Job(job), Aggregate::Machine(machine)] {
             assert_eq!(aggregate_of(&format!("{}.event", aggregate_root(aggregate))), Some(aggregate));

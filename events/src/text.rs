@@ -37,6 +37,11 @@ pub fn is_plain_path(path: &str) -> bool {
         && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
+/// True for a SHA-256 in hex: 64 digits, with small letters.
+pub fn is_sha256_hex(hash: &str) -> bool {
+    hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
 /// A set of paths that name different files on every system. Some systems take `é` as one character, and `é` as an `e`
 /// with an accent, for the same name. Therefore the paths are compared in Unicode's normal form C.
 #[derive(Debug, Default)]

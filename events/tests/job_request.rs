@@ -5,8 +5,8 @@ use gpubnb_events::{
     CommandId, HourlyRate, JobId, MachineId, MicroUsd, Seconds,
     command::{Secret, SubmitJob},
     event::JobSubmitted,
-    job_request::{InputRequest, JobRequest},
-    spec::{Egress, Input, Limits, Strategy},
+    job_request::{DatasetRequest, InputRequest, JobRequest},
+    spec::{DatasetMount, Egress, Input, Limits, Strategy},
     template,
 };
 use proptest::{
@@ -92,6 +92,12 @@ fn request() -> impl Generator<Value = JobRequest> {
         )| {
             let (time_seconds, budget_usd, max_attempts, queue_seconds) = limits;
             let JobRequest { template, parameters, image, command, .. } = program;
+            let datasets = paths.iter().enumerate().map(|(n, path)| DatasetRequest {
+                dataset: format!("{n:064}"),
+                directory: Some(path.clone()),
+                writable: n % 2 == 0,
+            });
+            let datasets = datasets.collect();
             let inputs = paths.into_iter().map(|path| InputRequest { input: CommandId::generate(), path }).collect();
             JobRequest {
                 template,
@@ -115,6 +121,7 @@ fn request() -> impl Generator<Value = JobRequest> {
                 pids,
                 open_files,
                 inputs,
+                datasets,
                 name,
                 ..place
             }
@@ -127,8 +134,16 @@ fn submitted(request: JobRequest, job: JobId) -> JobSubmitted {
     let described =
         |i: &InputRequest| Input { input: i.input, path: i.path.clone(), bytes: 7, sha256: "ab".to_owned() };
     let inputs = request.inputs.iter().map(described).collect();
+    let mounted = |d: &DatasetRequest| DatasetMount {
+        dataset: d.dataset.parse().unwrap(),
+        directory: d.directory.clone().unwrap(),
+        writable: d.writable,
+        files: 3,
+        bytes: 7,
+    };
+    let datasets = request.datasets.iter().map(mounted).collect();
     let SubmitJob { spec, placement, time, budget, max_attempts, queue, .. } =
-        request.into_command(job, inputs).unwrap();
+        request.into_command(job, inputs, datasets).unwrap();
     let hold = budget.unwrap_or(MicroUsd(1_234_567));
     let max_price = budget.is_none().then_some(HourlyRate(hold));
     let (max_attempts, queue) = (max_attempts.unwrap_or(3), queue.unwrap_or(Seconds(86_400)));
@@ -164,7 +179,7 @@ fn the_value_of_a_templates_field_must_be_within_the_bounds() {
     let command = |value: &str| {
         let parameters = [("epochs".to_owned(), value.to_owned())].into();
         let request = JobRequest { template: Some("train".to_owned()), parameters, ..JobRequest::default() };
-        request.into_command(JobId::generate(), Vec::new())
+        request.into_command(JobId::generate(), Vec::new(), Vec::new())
     };
     assert_eq!(command("3").unwrap().spec.command[..3], ["train", "--epochs", "3"]);
     for bad in ["0", "--help", "1e3"] {

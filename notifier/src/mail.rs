@@ -29,7 +29,7 @@ use url::Url;
 use crate::{
     letter::Letters,
     notice::read_settings,
-    tries::{Failure, LATER, Tries, finish, published},
+    tries::{Channel, Failure, LATER, Tries, count, finish, published},
 };
 
 /// An account gets at most one e-mail about notifications in this time.
@@ -199,10 +199,9 @@ impl Mailer {
             return finish(&message, None).await;
         }
         let written = self.letters.asked_for(&letter.to, &letter.about);
-        let pause = match self.send(written).await {
-            Ok(()) => None,
-            Err(failure) => failure.pause(published(&message, now), now),
-        };
+        let failure = self.send(written).await.err();
+        let pause = failure.as_ref().and_then(|failure| failure.pause(published(&message, now), now));
+        count(Channel::Letter, failure.as_ref(), pause);
         finish(&message, pause).await;
     }
 
@@ -239,6 +238,7 @@ impl Mailer {
             finish(message, *pause).await;
         }
         for (notification, pause) in notifications.iter().zip(pauses) {
+            count(Channel::Mail, failure.as_ref(), pause);
             let made = DeliveryTry {
                 id: format!("{}-{}", notification.seq.unwrap_or_default(), notification.kind),
                 kind: notification.kind,

@@ -19,7 +19,7 @@ use crate::{
     config::RunArgs,
     mail::{self, Mailer},
     notice::Notices,
-    tries::Tries,
+    tries::{Tries, start_counters},
     watch::Watch,
     webhook::{self, Sender},
 };
@@ -34,6 +34,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let missing = || format!("{NOTIFICATIONS} is missing: start gpubnb-services with --provision first");
     let settings = js.get_key_value(NOTIFICATIONS).await.with_context(missing)?;
     let log = Log::open(js.clone()).await.context("MARKET is missing: start gpubnb-services with --provision first")?;
+    start_counters();
     let (clock, tries) = (Arc::new(SystemClock), Tries::new(js.clone()));
     let tasks = TaskTracker::new();
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, Context};
 use gpubnb_events::{AccountId, Chain, Millis, Timestamp, notification::DeliveryTry, subject};
+use gpubnb_runtime::metric;
 use tracing::warn;
 
 /// Shortest and longest time between two tries.
@@ -37,6 +38,49 @@ impl Failure {
             Self::Final(_) => None,
             Self::Passing(_) if age >= GIVE_UP => None,
             Self::Passing(_) => Some(age.clamp(PAUSES.0, PAUSES.1)),
+        }
+    }
+}
+
+/// The way on which something is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// A request to a program.
+    Webhook,
+    /// An e-mail with notifications.
+    Mail,
+    /// An e-mail that a person asked for.
+    Letter,
+}
+
+/// The outcomes of a try.
+const OUTCOMES: [&str; 3] = ["delivered", "retried", "given_up"];
+
+/// Counts a try in the metrics. `pause` is the time until the next try of a failed delivery.
+pub(crate) fn count(channel: Channel, failure: Option<&Failure>, pause: Option<Millis>) {
+    let [delivered, retried, given_up] = OUTCOMES;
+    let outcome = match (failure, pause) {
+        (None, _) => delivered,
+        (Some(_), Some(_)) => retried,
+        (Some(_), None) => given_up,
+    };
+    counter(channel, outcome).increment(1);
+}
+
+fn counter(channel: Channel, outcome: &'static str) -> metrics::Counter {
+    let channel = match channel {
+        Channel::Webhook => "webhook",
+        Channel::Mail => "mail",
+        Channel::Letter => "letter",
+    };
+    metrics::counter!(metric::DELIVERIES, "channel" => channel, "outcome" => outcome)
+}
+
+/// Makes every series of the metric begin at zero, so that its first increase is seen.
+pub(crate) fn start_counters() {
+    for channel in [Channel::Webhook, Channel::Mail, Channel::Letter] {
+        for outcome in OUTCOMES {
+            counter(channel, outcome).increment(0);
         }
     }
 }

@@ -26,7 +26,7 @@ use url::Url;
 
 use crate::{
     notice::read_settings,
-    tries::{Failure, LATER, Tries, finish, published},
+    tries::{Channel, Failure, LATER, Tries, count, finish, published},
 };
 
 /// Longest time for a request and its answer.
@@ -128,6 +128,7 @@ impl Sender {
         let failure = sent.err();
         let now = self.clock.now();
         let pause = failure.as_ref().and_then(|failure| failure.pause(published(message, now), now));
+        count(Channel::Webhook, failure.as_ref(), pause);
         let made = DeliveryTry {
             id,
             kind: notification.kind,

@@ -1,4 +1,4 @@
-//! The commands that query or control the running worker: `status`, `pause`, `resume`, `drain` and `logs`.
+//! The commands that query or control the running worker: `status`, `open`, `pause`, `resume`, `drain` and `logs`.
 
 use std::{
     fmt::Write as _,
@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
+    process::{self, Stdio},
     time::Duration,
 };
 
@@ -13,13 +14,17 @@ use anyhow::{Context as _, bail};
 use gpubnb_events::{Clock as _, SystemClock, telemetry::WorkerState, text::make_plain};
 
 use crate::{
-    config::{DrainArgs, LogsArgs, OutputArgs},
+    config::{DrainArgs, LogsArgs, OpenArgs, OutputArgs, PauseArgs},
     control::{ControlAnswer, ControlRequest, Status, send_request},
     identity, journal,
+    owner::Pause,
 };
 
 /// Time between two checks of a draining worker or of its log.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The error for an answer to another request.
+const NOT_UNDERSTOOD: &str = "the worker's answer is not understood: is the worker of another version?";
 
 /// Prints the worker's status. Fails if no worker runs.
 pub async fn status(state: &Path, output: OutputArgs) -> anyhow::Result<()> {
@@ -41,7 +46,7 @@ async fn ask_status(state: &Path) -> anyhow::Result<Status> {
     match send_request(state, ControlRequest::Status).await? {
         ControlAnswer::Status(status) => Ok(*status),
         ControlAnswer::Problem(problem) => bail!(problem),
-        ControlAnswer::Done => bail!("the worker's answer is not understood: is the worker of another version?"),
+        ControlAnswer::Done | ControlAnswer::Page(_) => bail!(NOT_UNDERSTOOD),
     }
 }
 
@@ -54,6 +59,7 @@ pub(crate) async fn running_jobs(state: &Path) -> usize {
 fn describe(s: &Status) -> String {
     let state = match s.state {
         WorkerState::Ready => "takes jobs",
+        WorkerState::Paused if s.why.is_none() => "is paused by you, and takes no new jobs",
         WorkerState::Paused => "takes no new jobs",
         WorkerState::Draining => "takes no new jobs, and finishes its running jobs",
     };
@@ -84,14 +90,53 @@ async fn send_command(state: &Path, request: ControlRequest) -> anyhow::Result<(
     match send_request(state, request).await? {
         ControlAnswer::Done => Ok(()),
         ControlAnswer::Problem(problem) => bail!(problem),
-        ControlAnswer::Status(_) => bail!("the worker's answer is not understood: is the worker of another version?"),
+        ControlAnswer::Status(_) | ControlAnswer::Page(_) => bail!(NOT_UNDERSTOOD),
     }
 }
 
-/// Lets the machine take no new jobs.
-pub async fn pause(state: &Path) -> anyhow::Result<()> {
-    send_command(state, ControlRequest::Pause).await?;
-    println!("Paused: no new jobs. Running jobs go on; `gpubnb-provider drain` waits for them.");
+/// Opens the page of the worker in the browser, or prints its link.
+pub async fn open(state: &Path, args: OpenArgs) -> anyhow::Result<()> {
+    let uid = browser_user();
+    let link = match send_request(state, ControlRequest::Open(uid)).await? {
+        ControlAnswer::Page(link) => link,
+        ControlAnswer::Problem(problem) => bail!(problem),
+        ControlAnswer::Done | ControlAnswer::Status(_) => bail!(NOT_UNDERSTOOD),
+    };
+    println!("{link}");
+    let has_desktop = ["WAYLAND_DISPLAY", "DISPLAY"].iter().any(|name| std::env::var_os(name).is_some());
+    // A browser does not run as root. Whoever became root with sudo opens the link in a browser of their own.
+    if args.print || !has_desktop || rustix::process::getuid().is_root() {
+        eprintln!("Open this link in a browser on this computer. The link works once, within two minutes.");
+        return Ok(());
+    }
+    let opener = process::Command::new("xdg-open").arg(&link).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    if let Err(e) = opener {
+        eprintln!(
+            "No browser could be started ({e}): open this link in a browser on this computer, within two minutes."
+        );
+    }
+    Ok(())
+}
+
+/// The user whose browser shows the page: the one who became root with sudo, else the user of this process.
+fn browser_user() -> u32 {
+    let own = rustix::process::getuid();
+    let before_sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
+    before_sudo.filter(|_| own.is_root()).unwrap_or(own.as_raw())
+}
+
+/// Lets the machine take no new jobs, for a time or until `resume`, and stops the running jobs if the owner wants that.
+pub async fn pause(state: &Path, args: PauseArgs) -> anyhow::Result<()> {
+    let PauseArgs { until, stop_jobs } = args;
+    if until.is_none() && !stop_jobs {
+        send_command(state, ControlRequest::Pause).await?;
+        println!("Paused: no new jobs. Running jobs go on; `gpubnb-provider drain` waits for them.");
+        return Ok(());
+    }
+    let pause = Pause { until, stops_jobs: stop_jobs };
+    send_command(state, ControlRequest::PauseFor(pause)).await?;
+    let jobs = if stop_jobs { "Its jobs stop, and start again elsewhere" } else { "Running jobs go on" };
+    println!("The machine takes no new jobs: {pause}. {jobs}; `gpubnb-provider resume` ends the pause.");
     Ok(())
 }
 

@@ -7,11 +7,16 @@ use anyhow::{Context as _, bail};
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, value_parser};
 use gpubnb_dialer::Mirror;
 use gpubnb_events::{
-    MicroUsd,
-    spec::{Egress, WELL_KNOWN_REGISTRIES},
+    Clock as _, MicroUsd, SystemClock, Timestamp,
+    spec::{Egress, Hours, Setting, WELL_KNOWN_REGISTRIES},
 };
 
-use crate::{image_fetch::PrivateRegistry, owner::Hours};
+use gpubnb_registry::PrivateRegistry;
+
+use crate::owner::next_local_time;
+
+/// The worker's directory, unless `--state` names another.
+pub(crate) const DEFAULT_STATE: &str = "/var/lib/gpubnb";
 
 /// Shares this machine on a GPUbnb market: lists it, and runs jobs on it in hardened containers while it is spare.
 ///
@@ -23,7 +28,7 @@ use crate::{image_fetch::PrivateRegistry, owner::Hours};
 pub struct Cli {
     /// The worker's directory: it holds the machine's id and keys, and the output of jobs while they run. Docker must
     /// see it under the same path.
-    #[arg(long, global = true, env = "GPUBNB_STATE", default_value = "/var/lib/gpubnb", value_name = "DIR")]
+    #[arg(long, global = true, env = "GPUBNB_STATE", default_value = DEFAULT_STATE, value_name = "DIR")]
     pub state: PathBuf,
     /// A file with options (TOML). The command line and the environment override the file.
     #[arg(long, global = true, env = "GPUBNB_CONFIG", value_name = "FILE")]
@@ -45,8 +50,13 @@ pub enum Command {
     SelfTest(SelfTestArgs),
     /// Shows the worker's status, for people or as JSON.
     Status(OutputArgs),
-    /// Lets the machine take no new jobs. Running jobs go on.
-    Pause,
+    /// Opens the page of the worker in the browser: state, earnings, jobs, self-test and log, and the buttons to pause
+    /// the machine and to take it back.
+    Open(OpenArgs),
+    /// Adds the page of the worker to the desktop's menu of programs, for this user.
+    DesktopEntry(DesktopEntryArgs),
+    /// Lets the machine take no new jobs. Running jobs go on, unless you take the machine back with --stop-jobs.
+    Pause(PauseArgs),
     /// Lets the machine take jobs after `pause` or `drain`.
     Resume,
     /// Lets the machine take no new jobs, and waits until the running jobs have ended.
@@ -95,6 +105,10 @@ pub struct RunArgs {
     /// Seconds between SIGTERM and SIGKILL for a job that is stopped because the owner needs the machine.
     #[arg(long, env = "GPUBNB_RECLAIM_GRACE", default_value_t = 10, value_parser = value_parser!(u32).range(0..=300))]
     pub reclaim_grace: u32,
+    /// Options that the market's pages may not change: price, slots, hours, idle-minutes. The newest word counts for
+    /// the others: a change on the page holds until you change the option.
+    #[arg(long, env = "GPUBNB_PIN", value_delimiter = ',', value_name = "OPTION")]
+    pub pin: Vec<Setting>,
     /// The hosts of the internet that jobs may reach if they ask for them, with commas between: `pypi.org`,
     /// `*.pypi.org` for all names below it too, `any` (or no value) for every public host. Jobs never reach this
     /// machine's own networks.
@@ -136,6 +150,11 @@ pub struct RunArgs {
     #[arg(long, env = "GPUBNB_IMAGE_CACHE_GIB", default_value_t = 40)]
     #[arg(value_parser = value_parser!(u64).range(0..=10_000))]
     pub image_cache_gib: u64,
+    /// The most space that the datasets of jobs may take on this machine, GiB. Those that were not used for the longest
+    /// time are removed first, and those that were not used for 30 days.
+    #[arg(long, env = "GPUBNB_DATASET_CACHE_GIB", default_value_t = 20)]
+    #[arg(value_parser = value_parser!(u64).range(0..=10_000))]
+    pub dataset_cache_gib: u64,
     /// Days that an image pulled for a job is kept after its last use.
     #[arg(long, env = "GPUBNB_IMAGE_DAYS", default_value_t = 30, value_parser = value_parser!(u64).range(0..=3_650))]
     pub image_days: u64,
@@ -169,6 +188,11 @@ pub struct RunArgs {
     /// Largest log of a job, MiB.
     #[arg(long, default_value_t = 16, value_parser = value_parser!(u64).range(1..=1024))]
     pub max_log_mib: u64,
+}
+
+/// Reads the next time at which the machine's clock shows this time of day.
+fn time_of_day(text: &str) -> Result<Timestamp, String> {
+    next_local_time(text, SystemClock.now()).ok_or_else(|| format!("`{text}` is no time of day: write it like 18:00"))
 }
 
 /// Reads a mirror: the host, and the address that answers for it.
@@ -226,6 +250,33 @@ pub struct OutputArgs {
     /// Print JSON, for programs.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Options of `open`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OpenArgs {
+    /// Only print the link. The link works once, for browsers of the user who runs this command.
+    #[arg(long)]
+    pub(crate) print: bool,
+}
+
+/// Options of `desktop-entry`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DesktopEntryArgs {
+    /// Also start the worker when this user signs in to the desktop. Not needed where systemd starts the worker.
+    #[arg(long)]
+    pub(crate) autostart: bool,
+}
+
+/// Options of `pause`.
+#[derive(Debug, Clone, Args)]
+pub struct PauseArgs {
+    /// End the pause at this time of day, by the machine's clock. Default: `resume` ends the pause.
+    #[arg(long, value_name = "HH:MM", value_parser = time_of_day)]
+    pub(crate) until: Option<Timestamp>,
+    /// Take the machine back at once: running jobs stop, and start again elsewhere. Works without the market, too.
+    #[arg(long)]
+    pub(crate) stop_jobs: bool,
 }
 
 /// Options of `drain`.

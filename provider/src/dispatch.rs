@@ -24,6 +24,7 @@ use tracing::{Instrument as _, info, warn};
 use crate::{
     attempt::{self, AttemptContext, Tools},
     lease_table::TakeError,
+    owner::ReclaimReason,
 };
 
 /// A pull request expires after this time.
@@ -37,15 +38,14 @@ const RETRY: Duration = Duration::from_millis(500);
 /// messages of the former pull request to the former inbox, where nobody listens. Such a message is delivered again
 /// after its acknowledgement has timed out.
 pub(crate) async fn pull(
-    js: Context,
-    mut connects: watch::Receiver<u64>,
-    mut listed: Listed,
+    (mut listed, mut connects): (Listed, watch::Receiver<u64>),
     tools: Arc<Tools>,
+    reclaimed: watch::Receiver<Option<ReclaimReason>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 ) {
     while !shutdown.is_cancelled() {
-        let pulling = pull_messages(&js, &listed, &tools, &tasks, &shutdown);
+        let pulling = pull_messages(&listed, &tools, &reclaimed, &tasks, &shutdown);
         tokio::select! {
             () = shutdown.cancelled() => return,
             Ok(()) = connects.changed() => continue,
@@ -76,17 +76,18 @@ async fn open_consumer(js: &Context, listed: &Listed) -> Result<pull::Stream, as
 }
 
 async fn pull_messages(
-    js: &Context,
     listed: &Listed,
     tools: &Arc<Tools>,
+    reclaimed: &watch::Receiver<Option<ReclaimReason>>,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> Result<(), async_nats::Error> {
-    let mut messages = open_consumer(js, listed).await?;
+    let mut messages = open_consumer(&tools.js, listed).await?;
     while let Some(message) = messages.next().await {
         let message = message?;
         if let Some((job, lease)) = job_and_lease(&message) {
-            take_job(message, job, lease, tools, tasks, shutdown).await;
+            let is_reclaimed = reclaimed.borrow().is_some();
+            take_job(message, (job, lease), is_reclaimed, tools, tasks, shutdown).await;
         } else {
             warn!(subject = %message.subject, "a job message without a job or a lease is dropped");
             message.ack_with(AckKind::Term).await?;
@@ -103,13 +104,18 @@ fn job_and_lease(message: &Message) -> Option<(JobId, Lease)> {
 
 async fn take_job(
     message: Message,
-    job: JobId,
-    lease: Lease,
+    (job, lease): (JobId, Lease),
+    is_reclaimed: bool,
     tools: &Arc<Tools>,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
     match tools.leases.take(job, lease) {
+        // The market assigned the job before it knew that the owner needs the machine.
+        Ok(_) if is_reclaimed => {
+            tools.leases.release(lease);
+            decline(message, Decline { job, lease, reason: DeclineReason::Paused }, tools).await;
+        }
         Ok(desired) => {
             info!(%job, lease = lease.0.0, "the job is taken");
             let context = AttemptContext::new(Arc::clone(tools), job, lease, desired);
@@ -131,12 +137,16 @@ async fn take_job(
             }
         }
         Err(TakeError::Full) => {
-            let decline = Decline { job, lease, reason: DeclineReason::NoFreeSlot };
-            match tools.platform.call::<Done>("decline", &decline).await {
-                Ok(_) | Err(RpcError::Refused(_)) => acknowledge(&message).await,
-                Err(RpcError::Unavailable(problem)) => warn!(%problem, "declining at the next delivery of the message"),
-            }
+            decline(message, Decline { job, lease, reason: DeclineReason::NoFreeSlot }, tools).await;
         }
+    }
+}
+
+/// Sends a job back to the market, which looks for another machine.
+async fn decline(message: Message, decline: Decline, tools: &Tools) {
+    match tools.platform.call::<Done>("decline", &decline).await {
+        Ok(_) | Err(RpcError::Refused(_)) => acknowledge(&message).await,
+        Err(RpcError::Unavailable(problem)) => warn!(%problem, "declining at the next delivery of the message"),
     }
 }
 

@@ -105,6 +105,8 @@ pub struct SandboxParams<'a> {
     pub volumes: Vec<PathBuf>,
     /// The directory on the machine that is mounted at `/input`, read-only.
     pub input: Option<&'a Path>,
+    /// The directories on the machine with datasets, and the paths at which they are mounted, read-only.
+    pub datasets: Vec<(PathBuf, String)>,
     /// The consumer's environment variables: name and value.
     pub env: BTreeMap<String, String>,
     /// The uid and gid of the job's processes; never root.
@@ -249,6 +251,7 @@ fn host_config(spec: &JobSpec, params: &SandboxParams<'_>) -> HostConfig {
     let Resources { cpu_millis, memory, shm, .. } = spec.resources;
     let mut mounts = vec![mount(params.output, "/output", false), mount(params.scratch, "/scratch", false)];
     mounts.extend(params.input.map(|input| mount(input, "/input", true)));
+    mounts.extend(params.datasets.iter().map(|(tree, path)| mount(tree, path, true)));
     // Without a mount, Docker would make a directory for each volume of the image on the machine's disk, and the job's
     // limits would not hold there.
     let volumes = params.volumes.iter().zip(&params.image.volumes);
@@ -354,6 +357,7 @@ mod tests {
             scratch: Path::new("/state/7/disk/scratch"),
             volumes: Vec::new(),
             input: Some(Path::new("/state/7/input")),
+            datasets: vec![(PathBuf::from("/state/d/trees/b"), "/data/mnist".to_owned())],
             env: BTreeMap::from([("TOKEN".to_owned(), "secret".to_owned())]),
             user: (65_534, 65_534),
             gpus: Vec::new(),
@@ -414,6 +418,7 @@ mod tests {
                     { "Type": "bind", "Source": "/state/7/disk/output", "Target": "/output", "ReadOnly": false },
                     { "Type": "bind", "Source": "/state/7/disk/scratch", "Target": "/scratch", "ReadOnly": false },
                     { "Type": "bind", "Source": "/state/7/input", "Target": "/input", "ReadOnly": true },
+                    { "Type": "bind", "Source": "/state/d/trees/b", "Target": "/data/mnist", "ReadOnly": true },
                 ],
                 "LogConfig": {
                     "Type": "local",
@@ -436,7 +441,8 @@ mod tests {
         };
         let image = LocalImage::from(ImageInspect { config: Some(config), ..Default::default() });
         let volumes = vec![PathBuf::from("/state/7/disk/volume-0")];
-        let found = created(&spec(), &SandboxParams { image: &image, input: None, volumes, ..params() });
+        let found =
+            created(&spec(), &SandboxParams { image: &image, input: None, datasets: Vec::new(), volumes, ..params() });
         assert_eq!(found["WorkingDir"], "/app");
         assert_eq!((&found["Labels"]["traefik.enable"], &found["Labels"][LABEL_JOB]), (&json!(""), &json!(JOB)));
         let mounts = found["HostConfig"]["Mounts"].as_array().unwrap();

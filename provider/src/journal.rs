@@ -3,7 +3,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read as _, Seek as _, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -11,9 +11,25 @@ use std::{
 /// The journal is rotated when its file is larger, bytes. One former file is kept as `worker.log.1`.
 pub(crate) const MAX_FILE_BYTES: u64 = 4 << 20;
 
+/// The most bytes of the journal that are read for its last lines.
+const MAX_TAIL_BYTES: u64 = 64 << 10;
+
 /// The path of the journal's file in the worker's directory.
 pub(crate) fn path(state: &Path) -> PathBuf {
     state.join("worker.log")
+}
+
+/// The last lines of the journal, at most `most`, as far as they are in the last [`MAX_TAIL_BYTES`].
+pub(crate) fn last_lines(state: &Path, most: usize) -> io::Result<Vec<String>> {
+    let mut file = File::open(path(state))?;
+    let begin = file.metadata()?.len().saturating_sub(MAX_TAIL_BYTES);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TAIL_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    // The first line may have lost its beginning.
+    let lines: Vec<&str> = text.lines().skip(usize::from(begin > 0)).collect();
+    Ok(lines.iter().skip(lines.len().saturating_sub(most)).map(|line| (*line).to_owned()).collect())
 }
 
 /// The writer of the journal: writes to standard error and to the file.
@@ -78,5 +94,17 @@ mod tests {
         file.write(b"new\n").unwrap();
         assert_eq!(fs::read_to_string(path(dir.path())).unwrap(), "new\n");
         assert!(dir.path().join("worker.log.1").exists());
+    }
+
+    #[test]
+    fn the_last_lines_are_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(last_lines(dir.path(), 2).is_err(), "no worker has run");
+        fs::write(path(dir.path()), "one\ntwo\nthree\n").unwrap();
+        assert_eq!(last_lines(dir.path(), 2).unwrap(), ["two", "three"]);
+        assert_eq!(last_lines(dir.path(), 9).unwrap().len(), 3);
+        let long = "x".repeat(usize::try_from(MAX_TAIL_BYTES).unwrap());
+        fs::write(path(dir.path()), format!("{long}\nlast\n")).unwrap();
+        assert_eq!(last_lines(dir.path(), 9).unwrap(), ["last"], "the long line has lost its beginning");
     }
 }

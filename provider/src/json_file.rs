@@ -3,6 +3,7 @@
 use std::{fs, io, path::Path};
 
 use serde::{Serialize, de::DeserializeOwned};
+use tracing::warn;
 
 /// Writes a value, whole or not at all.
 pub(crate) fn save(path: &Path, value: &impl Serialize) -> io::Result<()> {
@@ -13,5 +14,10 @@ pub(crate) fn save(path: &Path, value: &impl Serialize) -> io::Result<()> {
 
 /// The value that was saved; `None` if none was saved, or if the file cannot be read.
 pub(crate) fn saved<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    let bytes = match fs::read(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        bytes => bytes.inspect_err(|e| warn!(path = %path.display(), error = %e, "a file cannot be read")).ok()?,
+    };
+    let parsed = serde_json::from_slice(&bytes);
+    parsed.inspect_err(|e| warn!(path = %path.display(), error = %e, "a file cannot be understood")).ok()
 }

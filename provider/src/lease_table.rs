@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use gpubnb_events::{Clock as _, JobId, Lease, SystemClock, Timestamp, telemetry::RunningLease};
@@ -18,7 +21,7 @@ use crate::{
 /// The attempts on this machine. An attempt leaves the table when the platform has its report, or its lease is over.
 pub(crate) struct LeaseTable {
     /// Most attempts that run at the same time.
-    slots: usize,
+    slots: AtomicU32,
     entries: Mutex<BTreeMap<Lease, Entry>>,
     pub(crate) gpus: GpuAllocator,
 }
@@ -57,7 +60,19 @@ pub(crate) enum TakeError {
 
 impl LeaseTable {
     pub(crate) fn new(slots: u32) -> Self {
-        Self { slots: slots as usize, entries: Mutex::default(), gpus: GpuAllocator::default() }
+        Self { slots: AtomicU32::new(slots), entries: Mutex::default(), gpus: GpuAllocator::default() }
+    }
+
+    /// Most attempts that run at the same time; 0 on a machine that takes no jobs.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots.load(Ordering::Relaxed)
+    }
+
+    /// Changes the number of slots. Attempts that run already go on. A machine without slots keeps none.
+    pub(crate) fn set_slots(&self, slots: u32) {
+        if self.slots() > 0 {
+            self.slots.store(slots, Ordering::Relaxed);
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<Lease, Entry>> {
@@ -71,7 +86,7 @@ impl LeaseTable {
         if entries.contains_key(&lease) {
             return Err(TakeError::Duplicate);
         }
-        if entries.len() >= self.slots {
+        if entries.len() >= self.slots() as usize {
             return Err(TakeError::Full);
         }
         Ok(insert(&mut entries, job, lease))

@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal as _, process::ExitCode, sync::Arc};
 
-use gpubnb_provider::{Cli, Journal, commands, config::Command, enroll, run, self_test};
+use gpubnb_provider::{Cli, Journal, commands, config::Command, desktop, enroll, run, self_test};
 use tokio_util::sync::CancellationToken;
 
 // One thread is enough to supervise jobs, and needs little of the owner's memory.
@@ -19,7 +19,7 @@ async fn main() -> ExitCode {
 
 async fn done() -> anyhow::Result<()> {
     gpubnb_runtime::make_files_private();
-    let Cli { state, command, .. } = Cli::read()?;
+    let Cli { state, config, command } = Cli::read()?;
     match command {
         Command::Enroll(args) => {
             gpubnb_runtime::observe::start();
@@ -35,7 +35,9 @@ async fn done() -> anyhow::Result<()> {
         }
         Command::SelfTest(args) => self_test(&state, &args).await,
         Command::Status(args) => commands::status(&state, args).await,
-        Command::Pause => commands::pause(&state).await,
+        Command::Open(args) => commands::open(&state, args).await,
+        Command::DesktopEntry(args) => desktop::write_entries(&state, config.as_deref(), args),
+        Command::Pause(args) => commands::pause(&state, args).await,
         Command::Resume => commands::resume(&state).await,
         Command::Drain(args) => commands::drain(&state, args).await,
         Command::Logs(args) => commands::logs(&state, args).await,

@@ -40,6 +40,12 @@ impl Platform {
         self.caller.call(subject, Actor::Machine(self.machine), body).await
     }
 
+    /// Asks a query once. `name` is the last part of the subject: `days` for `query.machine.<id>.days`.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, name: &str) -> Result<T, RpcError> {
+        let subject = subject::machine_query(self.machine, name);
+        self.caller.call(subject, Actor::Machine(self.machine), &()).await
+    }
+
     /// Sends a command until the platform accepts or refuses it. Drop the future to give up.
     pub(crate) async fn call_until_answered<T: DeserializeOwned>(
         &self,

@@ -8,7 +8,7 @@ use gpubnb_runtime::rpc::RpcError;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{control::Availability, lease_table::LeaseTable, platform::Platform};
+use crate::{control::Availability, lease_table::LeaseTable, platform::Platform, settings::Settings};
 
 /// Time between two lists while attempts run.
 const BUSY_INTERVAL: Duration = Duration::from_secs(1);
@@ -20,6 +20,7 @@ pub(crate) async fn reconcile(
     platform: Platform,
     table: Arc<LeaseTable>,
     availability: Arc<Availability>,
+    settings: Settings,
     shutdown: CancellationToken,
 ) {
     let mut last = tokio::time::Instant::now();
@@ -39,6 +40,9 @@ pub(crate) async fn reconcile(
                 availability.set_takes_jobs(desired.takes_jobs);
                 for (lease, state) in desired.leases {
                     table.set_desired(lease, state.into());
+                }
+                if let Some(desired) = desired.settings {
+                    settings.adopt(&desired).await;
                 }
             }
             // The attempts go on: a missing answer is no reason to stop an attempt.

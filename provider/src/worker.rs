@@ -14,19 +14,20 @@ use gpubnb_dialer::Dialer;
 use gpubnb_door::Rate;
 use gpubnb_events::{
     Clock as _, HourlyRate, Millis, SystemClock,
-    command::{Done, ListMachine, Listed, RecordTest},
+    command::{DesiredMachineState, Done, Inventory, ListMachine, Listed, RecordTest},
     event::Check,
     spec::{Egress, Hardware, Offer, OwnerPolicy},
 };
+use gpubnb_registry::Registries;
 use gpubnb_runtime::{nats::machine_jetstream, rpc::Caller};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    attempt::{self, CacheLimits, DoorRules, ImageRules, Images, JobDisks, Tools},
-    config::{EnrollArgs, ImagePolicy, RunArgs},
-    control::{Availability, ControlServer},
+    attempt::{self, CacheLimits, DatasetCache, DoorRules, ImageRules, Images, JobDisks, Tools},
+    config::{DEFAULT_STATE, EnrollArgs, ImagePolicy, RunArgs},
+    control::{Availability, ControlServer, WorkerControl},
     credential::Credential,
     desired_state::DesiredState,
     dispatch, docker,
@@ -37,10 +38,11 @@ use crate::{
     image_fetch::ImageFetcher,
     lease_table::LeaseTable,
     market::{MarketClient, http_client},
-    owner::{self, ReclaimReason, SharingRules},
+    owner::{self, PauseSwitch, ReclaimReason},
     platform::Platform,
     relay,
     selftest::{self, Measure, TestSubject},
+    settings::{self, Settings},
     sync::reconcile,
 };
 
@@ -55,7 +57,8 @@ pub async fn enroll(state: &Path, args: &EnrollArgs) -> anyhow::Result<()> {
     let access = market.enroll(&identity.keys, identity.machine, &args.code).await?;
     identity.save_enrollment(&Enrollment { market: args.market.clone(), market_ca })?;
     println!("Machine {} is enrolled for account {}.", identity.machine, access.credential.owner);
-    println!("Next: gpubnb-provider run --name \"my machine\" --price 0.10");
+    let state = if state == Path::new(DEFAULT_STATE) { String::new() } else { format!(" --state {}", state.display()) };
+    println!("Next: gpubnb-provider run{state} --name \"my machine\" --price 0.10");
     Ok(())
 }
 
@@ -85,24 +88,19 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
     let (count_connects, connects) = watch::channel(0);
     let client = credential.connect(count_connects).await?;
     let platform = Platform::new(Caller::new(client.clone()), identity.machine);
-    let offer = make_offer(&args, hosts, hardware::probe(&identity.state, &gpus)?);
-    let hardware = offer.hardware.clone();
+    let mut offer = make_offer(&args, hosts, hardware::probe(&identity.state, &gpus)?);
+    let options = offer.settings();
     let listed = tokio::select! {
         () = shutdown.cancelled() => return Ok(()),
-        listed = list_machine(&platform, ListMachine { offer }) => listed?,
+        listed = list_machine(&platform, &identity.state, &mut offer) => listed?,
     };
-    info!(machine = %identity.machine, gpus = hardware.gpus.len(), "the machine is listed");
-    // A self-test that is not recorded does no harm: the next start records a new self-test.
-    if let Err(e) = platform.call::<Done>("tested", &RecordTest { checks }).await {
-        warn!(error = %e, "the self-test was not recorded");
-    }
-
+    info!(machine = %identity.machine, gpus = offer.hardware.gpus.len(), "the machine is listed");
+    record_test(&platform, &checks).await;
     let owner = docker::file_owner(&docker).await?;
-    let slots = if unfit.is_some() { 0 } else { args.slots };
-    let tools = make_tools(&args, slots, &client, docker, owner, http, identity, hardware);
-    tools.job_disks.clear().await;
-    tools.job_disks.can_mount().await;
-    tools.images.evict_old(&tools.docker).await;
+    let slots = if unfit.is_some() { 0 } else { offer.slots };
+    let tools = make_tools(&args, slots, &client, docker, owner, http, identity, offer.hardware.clone());
+    let settings = Settings::new(&tools.identity.state, offer, options, Arc::clone(&tools.leases), platform.clone());
+    clean_up(&tools).await;
     let worker = Worker {
         args,
         market: enrollment.market,
@@ -111,6 +109,8 @@ pub async fn run(state: &Path, args: RunArgs, shutdown: CancellationToken) -> an
         platform,
         client: client.clone(),
         is_unfit: unfit.is_some(),
+        checks,
+        settings,
         shutdown: shutdown.clone(),
     };
     let tasks = worker.start(listed, connects).await?;
@@ -152,10 +152,34 @@ async fn self_test(
     .await
 }
 
-/// Lists the machine on the market. Waits while the market is away.
-async fn list_machine(platform: &Platform, list: ListMachine) -> anyhow::Result<Listed> {
-    match platform.call_until_answered::<Listed>("list", &list).await {
-        Ok(listed) => Ok(listed),
+/// Records the self-test on the market. A self-test that is not recorded does no harm: the next start records a new
+/// one.
+async fn record_test(platform: &Platform, checks: &[Check]) {
+    if let Err(e) = platform.call::<Done>("tested", &RecordTest { checks: checks.to_vec() }).await {
+        warn!(error = %e, "the self-test was not recorded");
+    }
+}
+
+/// Removes what former runs of the worker left behind, and finds out how the disks of jobs are bounded here.
+async fn clean_up(tools: &Tools) {
+    tools.job_disks.clear().await;
+    tools.job_disks.can_mount().await;
+    tools.images.evict_old(&tools.docker).await;
+    if let Err(e) = tools.datasets.make_room(0) {
+        warn!(error = %e, "old datasets cannot be removed");
+    }
+}
+
+/// Lists the machine on the market with the settings that the owner last chose. Waits while the market is away.
+async fn list_machine(platform: &Platform, state: &Path, offer: &mut Offer) -> anyhow::Result<Listed> {
+    let options = offer.settings();
+    let desired = platform.call_until_answered::<DesiredMachineState>("sync", &Inventory { leases: Vec::new() }).await;
+    settings::choose(state, offer, desired.ok().and_then(|desired| desired.settings));
+    match platform.call_until_answered::<Listed>("list", &ListMachine { offer: offer.clone() }).await {
+        Ok(listed) => {
+            settings::save(state, &offer.settings(), &options);
+            Ok(listed)
+        }
         Err(refusal) => bail!("the market does not list this machine: {refusal}"),
     }
 }
@@ -175,7 +199,10 @@ fn image_rules(args: &RunArgs, dialer: Dialer) -> ImageRules {
     let unused = Millis(args.image_days * 24 * 3_600_000);
     ImageRules {
         registries: allowed_registries(args),
-        fetcher: ImageFetcher { dialer, private: args.private_registry.clone(), largest: args.image_gib << 30 },
+        fetcher: ImageFetcher {
+            registries: Registries { dialer, private: args.private_registry.clone() },
+            largest: args.image_gib << 30,
+        },
         cache: CacheLimits { bytes: args.image_cache_gib << 30, unused },
     }
 }
@@ -257,6 +284,7 @@ fn make_offer(args: &RunArgs, egress: Egress, hardware: Hardware) -> Offer {
             max_pids: args.max_pids,
             max_open_files: args.max_open_files,
             registries: allowed_registries(args),
+            pinned: args.pin.clone(),
         },
     }
 }
@@ -287,6 +315,7 @@ fn make_tools(
         max_log: args.max_log_mib << 20,
         reclaim_grace: Duration::from_secs(args.reclaim_grace.into()),
         job_disks: JobDisks::new(&identity.state, owner, args.disk_quota),
+        datasets: DatasetCache::new(&identity.state, attempts_dir(&identity), args.dataset_cache_gib << 30),
         door_rules: door_rules(args, &dialer, owner),
         http,
         identity,
@@ -303,6 +332,9 @@ struct Worker {
     client: Client,
     /// True if the self-test failed, and jobs of a former run of the worker still run.
     is_unfit: bool,
+    /// The results of the self-test at the worker's start.
+    checks: Vec<Check>,
+    settings: Settings,
     shutdown: CancellationToken,
 }
 
@@ -324,20 +356,20 @@ impl Worker {
             Duration::from_secs(args.heartbeat),
             shutdown.clone(),
         ));
-        let rules = SharingRules {
-            idle: args.idle_minutes.map(|minutes| Duration::from_secs(60 * u64::from(minutes))),
-            hours: args.hours.clone(),
-        };
+        let pause = PauseSwitch::open(&tools.identity.state, Arc::clone(&leases));
         if self.is_unfit {
             tasks.spawn(owner::finish_attempts(Arc::clone(&leases), platform.clone(), shutdown.clone()));
         } else {
-            let (gpus, leases) = (Arc::clone(gpus), Arc::clone(&leases));
-            tasks.spawn(owner::watch_rules(rules, gpus, leases, platform.clone(), set_reclaimed, shutdown.clone()));
+            let (gpus, leases, settings) = (Arc::clone(gpus), Arc::clone(&leases), self.settings.clone());
+            tasks.spawn(owner::report_reclaims(platform.clone(), reclaimed.clone(), shutdown.clone()));
+            let pause = pause.clone();
+            tasks.spawn(owner::watch_rules(settings, pause, gpus, leases, set_reclaimed, shutdown.clone()));
         }
-        let control = ControlServer {
+        let is_reclaimed = reclaimed.clone();
+        let control = WorkerControl {
             name: args.name.clone(),
             market: self.market.clone(),
-            slots: args.slots,
+            settings: self.settings.clone(),
             since: SystemClock.now(),
             client: client.clone(),
             platform: platform.clone(),
@@ -345,13 +377,15 @@ impl Worker {
             gpus: Arc::clone(gpus),
             reclaimed,
             availability: Arc::clone(&availability),
+            pause,
+            checks: self.checks.clone(),
+            state: tools.identity.state.clone(),
             shutdown: shutdown.clone(),
         };
-        tasks.spawn(Arc::new(control).serve(tools.identity.state.clone()));
-        tasks.spawn(reconcile(platform.clone(), leases, availability, shutdown.clone()));
-        let pull =
-            dispatch::pull(tools.js.clone(), connects, listed, Arc::clone(tools), tasks.clone(), shutdown.clone());
-        tasks.spawn(pull);
+        tasks.spawn(Arc::new(ControlServer::new(control)).serve());
+        tasks.spawn(reconcile(platform.clone(), leases, availability, self.settings.clone(), shutdown.clone()));
+        let queue = (listed, connects);
+        tasks.spawn(dispatch::pull(queue, Arc::clone(tools), is_reclaimed, tasks.clone(), shutdown.clone()));
         Ok(tasks)
     }
 }

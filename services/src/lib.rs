@@ -4,6 +4,7 @@
 //! Belongs here: everything that surrounds a decision, from the request to the append. Must not come here: the decision
 //! itself (`gpubnb-domain`), a read model, or a page.
 
+mod account_secrets;
 mod aggregate_lock;
 pub mod backup;
 pub mod config;

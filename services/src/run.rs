@@ -15,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
+    account_secrets::AccountSecrets,
     aggregate_lock::AggregateLocks,
     config::Config,
     credentials::{Issuer, Revoker, Sealing},
@@ -46,13 +47,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (executor, snapshots) = Box::pin(start_replica(&config, &js, &tasks, &shutdown)).await?;
 
     let replica_id = CommandId::generate().to_string();
-    let sealing = Sealing::open(&config.nats.nats_creds)?;
-    let secrets = JobSecrets::open(&js, sealing).await.context("the bucket of secrets")?;
+    let sealing = Arc::new(Sealing::open(&config.nats.nats_creds)?);
+    let secrets = JobSecrets::open(&js, Arc::clone(&sealing)).await.context("the bucket of jobs' secrets")?;
+    let account_secrets = AccountSecrets::open(&js, sealing).await.context("the bucket of accounts' secrets")?;
     spawn_processes(&config, &executor, &replica_id, snapshots, secrets.clone(), &tasks, &shutdown);
 
     let output = Arc::new(open_output(&config).await?);
     tasks.spawn(Arc::clone(&output).count(Arc::clone(&executor.clock), shutdown.clone()));
-    let endpoints = Box::pin(endpoint_context(&config, executor, secrets, output)).await?;
+    let endpoints = Box::pin(endpoint_context(&config, executor, (secrets, account_secrets), output)).await?;
     tasks.spawn(endpoints.revoker.clone().run(shutdown.clone()));
     let server =
         Server::start(&serving, "gpubnb-services", shutdown.clone()).await.map_err(anyhow::Error::from_boxed)?;
@@ -169,7 +171,7 @@ async fn open_output(config: &Config) -> anyhow::Result<JobOutput> {
 async fn endpoint_context(
     config: &Config,
     executor: Executor,
-    secrets: JobSecrets,
+    (secrets, account_secrets): (JobSecrets, AccountSecrets),
     output: Arc<JobOutput>,
 ) -> anyhow::Result<EndpointContext> {
     let (js, keys) = (executor.log.jetstream(), &config.nats.nats_creds);
@@ -184,6 +186,7 @@ async fn endpoint_context(
         issuer,
         revoker,
         secrets,
+        account_secrets,
         dead_letters,
         output,
         output_rate: endpoint::new_output_rate(),

@@ -8,6 +8,7 @@ use async_nats::jetstream::{self, kv};
 use gpubnb_events::{
     AccountId, JobId,
     command::{SealedEnv, SubmitJob},
+    refusal::{Refusal, RefusalKind},
 };
 use gpubnb_log::stream::JOBENV;
 use gpubnb_runtime::rpc::RpcError;
@@ -20,6 +21,9 @@ pub(crate) struct JobSecrets {
     bucket: kv::Store,
     sealing: Arc<Sealing>,
 }
+
+/// Most bytes of a job's sealed values. The machine gets them in one message, with the rest of its grant.
+const MAX_SEALED: usize = 128 * 1024;
 
 /// The message if the bucket does not answer, or a secret cannot be sealed.
 const UNAVAILABLE: &str = "the secrets of jobs cannot be reached now; try again";
@@ -40,17 +44,24 @@ fn key(account: AccountId, job: JobId) -> String {
 
 impl JobSecrets {
     /// Opens the bucket.
-    pub(crate) async fn open(js: &jetstream::Context, sealing: Sealing) -> anyhow::Result<Self> {
-        Ok(Self { bucket: js.get_key_value(JOBENV).await?, sealing: Arc::new(sealing) })
+    pub(crate) async fn open(js: &jetstream::Context, sealing: Arc<Sealing>) -> anyhow::Result<Self> {
+        Ok(Self { bucket: js.get_key_value(JOBENV).await?, sealing })
     }
 
     /// Stores the values of a submission. Returns true if they are new: a repeated submission changes nothing.
-    pub(crate) async fn store(&self, account: AccountId, submit: &SubmitJob) -> Result<bool, RpcError> {
-        if submit.env.is_empty() {
+    /// `named` are the values of the account's named secrets that the job gets.
+    pub(crate) async fn store(&self, account: AccountId, submit: &SubmitJob, named: Secrets) -> Result<bool, RpcError> {
+        let mut secrets = named;
+        secrets.extend(submit.env.iter().map(|(name, value)| (name.clone(), value.0.clone())));
+        if secrets.is_empty() {
             return Ok(false);
         }
-        let secrets: Secrets = submit.env.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect();
         let sealed = self.sealing.seal(&secrets).map_err(sealing_failed)?;
+        if sealed.len() > MAX_SEALED {
+            let message = "The environment and the secrets of this job are too large together: at most 128 KiB.";
+            let refusal = Refusal::new("InvalidField", RefusalKind::Invalid, message).with_field("secrets");
+            return Err(RpcError::refused(refusal));
+        }
         match self.bucket.create(key(account, submit.job), sealed.into()).await {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == kv::CreateErrorKind::AlreadyExists => Ok(false),

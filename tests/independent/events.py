@@ -16,7 +16,7 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 OF_ACCOUNT = ("AccountOpened", "AccountSuspended", "AccountReinstated", "AccountClosed", "FundsDeposited", "JobSubmitted",
               "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased")
-OF_MACHINE = ("MachineListed", "MachineRepriced", "MachineDelisted", "MachinePaused", "MachineResumed",
+OF_MACHINE = ("MachineListed", "MachineRepriced", "MachineSettingsRequested", "MachineDelisted", "MachinePaused", "MachineResumed",
               "MachineDrainStarted", "MachineTested", "MachineSuspected", "MachineLost", "MachineRecovered")
 OF_JOB = ("JobAssigned", "Declined", "Accepted", "Started", "Exited", "Requeued", "CancelRequested", "Completed",
           "Failed", "Cancelled", "Settled")
@@ -36,12 +36,13 @@ HARDWARE = {"cpu_model": "text", "cpu_cores": "count", "memory": "count", "disk"
             "driver?": "any", "cuda?": "any", "simulated=": "flag"}
 HOSTS = ("flag", ["text"])  # older events say true for every host
 POLICY = {"may_evict=": "flag", "egress=": HOSTS, "idle_minutes?": "any", "hours?": "any", "max_pids?": "count",
-          "max_open_files?": "count", "registries?": ["text"]}
+          "max_open_files?": "count", "registries?": ["text"], "pinned?": ["text"]}
 OFFER = {"name": "text", "region": "text", "hardware": HARDWARE, "price": "count", "slots": "count", "policy=": POLICY}
 RESOURCES = {"cpu_millis": "count", "memory": "count", "shm?": "count", "output": "count", "disk?": "count",
              "pids?": "count", "open_files?": "count", "gpus=": "count", "vram=": "count"}
 SPEC = {"name": "text", "template?": "text", "image": "text", "command=": ["text"], "workdir?": "text",
-        "resources": RESOURCES, "egress=": HOSTS, "env?": "any", "inputs?": "any"}
+        "resources": RESOURCES, "egress=": HOSTS, "env?": "any", "secrets?": "any", "inputs?": "any",
+        "datasets?": "any"}
 LIMITS = {"time": "count", "budget": "count", "max_attempts": "count", "queue": "count",
           "max_price?": "count"}
 REQUIREMENTS = {"price_cap?": "count", "gpu_model?": "text", "min_cuda?": "any", "region?": "text",
@@ -77,6 +78,8 @@ SCHEMAS: Dict[str, Any] = {
     "HoldReleased": {"account": "id", "job": "id", "submission": "count", "amount": "count"},
     "MachineListed": {"machine": "id", "owner": "id", "public_key?": "text", "offer": OFFER},
     "MachineRepriced": {"machine": "id", "price": "count"},
+    "MachineSettingsRequested": {"machine": "id", "settings": {"price": "count", "slots": "count", "hours?": "text",
+                                                               "idle_minutes?": "count"}},
     "MachinePaused": {"machine": "id", "away?": "flag"},
     "MachineResumed": {"machine": "id", "away?": "flag"},
     "MachineDrainStarted": {"machine": "id", "maintenance?": "flag"},

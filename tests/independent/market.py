@@ -200,6 +200,8 @@ class Market:
             self._report.violation("placements", event.seq, f"{name} of a machine that was never listed")
         elif name == "MachineRepriced":
             self._change(event, id, price=event.body["price"])
+        elif name == "MachineSettingsRequested":
+            self._change(event, id, price=event.body["settings"]["price"])
         elif name == "MachineTested":
             checks = event.body["checks"]
             gpu, core = measured(event)

@@ -1,11 +1,17 @@
 //! An HTTP client of the web server: its JSON API, its pages and its forms.
 
-use std::time::Duration;
+use std::{
+    io::Write as _,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
+use gpubnb_events::dataset::{DatasetFile, DatasetManifest};
 use reqwest::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 
 #[cfg(feature = "contract")]
@@ -32,7 +38,8 @@ pub struct ApiClient {
 }
 
 /// All scopes that a token can have.
-pub const SCOPES: [&str; 4] = ["jobs:read", "jobs:write", "machines:write", "wallet:read"];
+pub const SCOPES: [&str; 6] =
+    ["jobs:read", "jobs:write", "machines:write", "wallet:read", "webhooks:write", "secrets:write"];
 
 /// An HTTP client that shows redirections instead of following them. Its connections belong to the runtime of one test,
 /// so each test has a client of its own.
@@ -115,11 +122,19 @@ impl ApiClient {
         Ok(())
     }
 
+    /// Runs the program `gpubnb` with this client's token, and with this standard input.
+    pub fn run_client(&self, arguments: &[&str], input: &str) -> anyhow::Result<Output> {
+        let mut client = Command::new(crate::programs::binary("gpubnb")?);
+        client.args(arguments).env("GPUBNB_URL", &self.url);
+        client.env("GPUBNB_TOKEN", self.token.as_deref().unwrap_or_default());
+        let mut client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        client.stdin.take().context("no pipe")?.write_all(input.as_bytes())?;
+        Ok(client.wait_with_output()?)
+    }
+
     /// Runs `gpubnb verify JOB --json` with this client's token. Returns the exit code and the verdict.
     pub fn verify_with_client(&self, job: &str) -> anyhow::Result<(Option<i32>, Value)> {
-        let mut client = std::process::Command::new(crate::programs::binary("gpubnb")?);
-        client.args(["verify", job, "--json"]).env("GPUBNB_URL", &self.url);
-        let output = client.env("GPUBNB_TOKEN", self.token.as_deref().unwrap_or_default()).output()?;
+        let output = self.run_client(&["verify", job, "--json"], "")?;
         let verdict = serde_json::from_slice(&output.stdout);
         Ok((output.status.code(), verdict.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
     }
@@ -234,6 +249,20 @@ impl ApiClient {
     pub async fn submit(&self, body: &Value) -> anyhow::Result<String> {
         let submitted = self.post("/jobs", body).await?;
         Ok(submitted["job"].as_str().context("an answer without a job")?.to_owned())
+    }
+
+    /// Uploads a dataset of one file, and returns its id.
+    pub async fn push_dataset(&self, path: &str, content: &'static str) -> anyhow::Result<String> {
+        let sha256 = gpubnb_events::hex(Sha256::digest(content));
+        let file = DatasetFile { path: path.to_owned(), bytes: content.len() as u64, sha256, exec: false };
+        let manifest = DatasetManifest::new(vec![file], Vec::new());
+        let address = format!("/api/v1/datasets/{}", manifest.id()?);
+        let put = async || self.build_request(Method::PUT, &address).json(&manifest).send().await?.error_for_status();
+        put().await?;
+        let contents = format!("{address}/contents?first=0&count=1");
+        self.build_request(Method::PUT, &contents).body(content).send().await?.error_for_status()?;
+        put().await?;
+        Ok(manifest.id()?.to_string())
     }
 
     /// Waits until `wanted` returns true for a job, as the API shows it. Returns that view.

@@ -71,13 +71,19 @@ impl Browser {
             let input = self.client.find(Locator::Css(&format!("input[name={field}]"))).await.unwrap();
             input.send_keys(text).await.unwrap();
         }
-        self.click("main form button").await;
+        self.click("main form button.primary").await;
         self.wait_for(".who form button").await;
     }
 
     /// Sets the size of the window, in pixels.
     pub async fn set_window_size(&self, width: u32, height: u32) {
         self.client.set_window_size(width, height).await.unwrap();
+    }
+
+    /// Sets the size of the part of the window that shows the page, in pixels.
+    pub async fn set_viewport(&self, width: u32, height: u32) {
+        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.devtools("Emulation.setDeviceMetricsOverride", metrics).await;
     }
 
     /// Saves a screenshot of the window as `<name>.png`. Fails if the screenshot is so small that the page must be

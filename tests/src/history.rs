@@ -1,5 +1,7 @@
 //! Writes invented events into the log as fast as the broker takes them, for tests and benchmarks of long logs.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use async_nats::{HeaderMap, jetstream};
 use gpubnb_events::{
@@ -22,13 +24,16 @@ use crate::market::Market;
 const ACCOUNTS: usize = 2_000;
 const MACHINES: usize = 500;
 /// Largest number of publishes that wait for the broker's ack at the same time.
-const MAX_PENDING_ACKS: usize = 4_000;
+const MAX_PENDING_ACKS: usize = 1_000;
+/// How long one ack may take. A slow disk is no reason to give up, since nobody waits for these events.
+const MAX_WAIT_FOR_ACK: Duration = Duration::from_secs(60);
 
 /// Writes accounts, machines and completed jobs until the log has about `events` events. Returns the log's last
 /// sequence. The services must be stopped: the leases in the events are computed in advance from the sequences, so
 /// nobody else may append an event.
 pub async fn write(market: &Market, events: u64) -> anyhow::Result<Seq> {
-    let js = nats::jetstream(market.nats_args("services").connect("append", SERVICES_INBOX).await?);
+    let mut js = nats::jetstream(market.nats_args("services").connect("append", SERVICES_INBOX).await?);
+    js.set_timeout(MAX_WAIT_FOR_ACK);
     let log = gpubnb_log::Log::open(js.clone()).await?;
     let mut next = log.last_seq().await?.0 + 1;
     let accounts: Vec<_> = (0..ACCOUNTS).map(|_| AccountId::generate()).collect();

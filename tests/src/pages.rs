@@ -2,7 +2,7 @@
 //! the web server's routes.
 
 /// Pages of a signed-in person: the address and the name of the screenshot.
-pub const PAGES: [(&str, &str); 23] = [
+pub const PAGES: [(&str, &str); 25] = [
     ("/", "landing"),
     ("/market", "market"),
     ("/market/prices", "prices"),
@@ -17,6 +17,8 @@ pub const PAGES: [(&str, &str); 23] = [
     ("/account", "account"),
     ("/account/close", "close-account"),
     ("/account/notifications", "notifications"),
+    ("/account/secrets", "secrets"),
+    ("/datasets", "datasets"),
     ("/provider", "provider"),
     ("/provider/add", "add-machine"),
     ("/docs", "docs"),

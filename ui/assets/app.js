@@ -54,6 +54,68 @@ document.addEventListener("click", async (event) => {
   setTimeout(() => (button.textContent = "Copy"), 2000);
 });
 
+// The available money in the menu: first as it was on the last page, then as it is. A browser may keep nothing.
+const keepBalance = (text) => {
+  try {
+    if (text === undefined) return sessionStorage.getItem("balance") ?? "";
+    sessionStorage.setItem("balance", text);
+  } catch {
+    // Then the menu is without the amount for a moment.
+  }
+  return text ?? "";
+};
+const balance = document.getElementById("balance");
+if (balance) {
+  balance.textContent = keepBalance();
+  fetch("/wallet/balance").then(
+    async (response) => {
+      if (response.ok && !response.redirected) balance.textContent = keepBalance(await response.text());
+    },
+    () => {},
+  );
+} else {
+  // Nobody is signed in.
+  keepBalance("");
+}
+
+// A button that shows the password in a field, and hides it again.
+document.addEventListener("click", (event) => {
+  const button = event.target.closest?.("[data-show]");
+  if (!button) return;
+  const field = document.getElementById(button.dataset.show);
+  const isHidden = field.type === "password";
+  field.type = isHidden ? "text" : "password";
+  button.textContent = isHidden ? "Hide the password" : "Show the password";
+});
+
+// A password that is sent in a field of text would be kept by the browser among the texts of forms.
+document.addEventListener("submit", (event) => {
+  for (const button of event.target.querySelectorAll("[data-show]"))
+    document.getElementById(button.dataset.show).type = "password";
+});
+
+// A button that goes back to the page with the form, whose fields the browser has kept.
+document.addEventListener("click", (event) => {
+  if (event.target.closest?.("[data-back]")) history.back();
+});
+
+// Conditions on the machine that the market chooses say nothing where the person names one. Simulated GPUs concern
+// only jobs with a GPU.
+const jobForm = document.getElementById("job-form");
+if (jobForm) {
+  const fit = () => {
+    const { machine, gpus } = jobForm.elements;
+    for (const set of jobForm.querySelectorAll(".market-chooses")) {
+      set.disabled = machine.value !== "";
+      set.hidden = machine.value !== "";
+    }
+    const simulated = jobForm.querySelector(".if-gpus");
+    simulated.hidden = Number(gpus.value || gpus.placeholder) === 0;
+  };
+  jobForm.addEventListener("change", fit);
+  fit();
+}
+
 // The address of a list has only the filters that are set. Where a form says so, a change applies at once; but not a
 // change of a choice by keys, which may pass over other choices.
 for (const form of document.querySelectorAll("form.filters[method=get]")) {

@@ -39,7 +39,41 @@ if (log) {
     const first = log.firstElementChild;
     earlier.hidden = !first || position(first)[1] === 0;
   };
-  const applyFilter = (lines) => lines.forEach((line) => line.classList.toggle("miss", !matches(line)));
+  // Marks the text of the search field in the lines that are shown. The browser paints the marks over the text, so the
+  // lines themselves stay as they are.
+  let isMarking = false;
+  const markHits = () => {
+    if (!window.Highlight || isMarking) return;
+    isMarking = true;
+    requestAnimationFrame(() => {
+      isMarking = false;
+      markNow();
+    });
+  };
+  const markNow = () => {
+    const text = searchField.value.toLowerCase();
+    const hits = new Highlight();
+    const addHits = (node) => {
+      const inNode = node.data.toLowerCase();
+      // A few capital letters are longer in lower case: there, the positions would be others.
+      if (inNode.length !== node.data.length) return;
+      for (let at = inNode.indexOf(text); at >= 0; at = inNode.indexOf(text, at + text.length)) {
+        const range = new Range();
+        range.setStart(node, at);
+        range.setEnd(node, Math.min(at + text.length, node.length));
+        hits.add(range);
+      }
+    };
+    for (const code of text ? document.querySelectorAll("#log .line:not(.miss) code, #log-found .line code") : []) {
+      const nodes = document.createTreeWalker(code, NodeFilter.SHOW_TEXT);
+      while (nodes.nextNode()) addHits(nodes.currentNode);
+    }
+    CSS.highlights.set("hit", hits);
+  };
+  const applyFilter = (lines) => {
+    lines.forEach((line) => line.classList.toggle("miss", !matches(line)));
+    markHits();
+  };
   const scrollToEnd = () => {
     log.scrollTop = log.scrollHeight;
   };
@@ -109,6 +143,7 @@ if (log) {
     const lines = unseen(parseLines(html));
     const height = log.scrollHeight;
     follow.checked = false;
+    applyFilter(lines);
     log.prepend(...lines);
     log.scrollTop += log.scrollHeight - height;
     updateEarlier();
@@ -124,6 +159,7 @@ if (log) {
       );
       // A found line may also be in the log above, and an id must be unique in the page.
       results.querySelectorAll(".line").forEach((line) => line.removeAttribute("id"));
+      markHits();
     } catch (e) {
       results.textContent = `The search failed: ${e.message}. Try again.`;
     }
@@ -143,7 +179,9 @@ if (log) {
       const lines = parseLines(html);
       showsEarlierPart = true;
       [...log.children].forEach(removeLine);
-      log.append(...unseen(lines));
+      const added = unseen(lines);
+      applyFilter(added);
+      log.append(...added);
       updateEarlier();
     }
     log.querySelectorAll(".target").forEach((line) => line.classList.remove("target"));

@@ -55,6 +55,8 @@ document.addEventListener("focusout", () => setTimeout(fillPostponed, 0));
 // a part is not replaced.
 const isEdited = (part) => {
   if (part.querySelector("[aria-invalid]")) return true;
+  const texts = part.querySelectorAll("input:not([type=checkbox], [type=radio], [type=hidden]), textarea");
+  if ([...texts].some((field) => field.value !== field.defaultValue)) return true;
   const field = document.activeElement;
   return field && part.contains(field) && field.matches("input:not([type=checkbox]), select, textarea");
 };

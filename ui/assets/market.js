@@ -75,7 +75,8 @@ const showTellWhenFree = () => {
     delete document.documentElement.dataset.keepLive;
   }
   const canTell = "Notification" in window && Notification.permission !== "denied";
-  tellWhenFree.hidden = !canTell || (freeCount() > 0 && !tellWhenFree.disabled);
+  // The button keeps its place, so that nothing on the page moves.
+  tellWhenFree.classList.toggle("unseen", !canTell || (freeCount() > 0 && !tellWhenFree.disabled));
 };
 tellWhenFree.addEventListener("click", async () => {
   if ((await Notification.requestPermission()) !== "granted") return showTellWhenFree();

@@ -16,8 +16,9 @@ use tokio::sync::Semaphore;
 
 use crate::{
     access::{MailedLinks, OpenStreams, Passkeys, RateLimits, Sessions, SignIns, Users},
+    image_names::ImageNames,
     request_span,
-    state::{Changes, MachineCache, Notifications, Uploads, WorkerProgram},
+    state::{Changes, Datasets, MachineCache, Notifications, RecentSums, Uploads, WorkerProgram},
 };
 
 /// The broker's address and certificate for machines.
@@ -36,6 +37,8 @@ pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) sign_ins: SignIns,
     pub(crate) passkeys: Passkeys,
+    /// The address at which people open the pages, if the operator says it.
+    pub(crate) url: Option<Arc<str>>,
     pub(crate) links: MailedLinks,
     pub(crate) notifications: Notifications,
     pub(crate) rate_limits: RateLimits,
@@ -49,6 +52,9 @@ pub(crate) struct App {
     pub(crate) artifacts: Files,
     pub(crate) inputs: Files,
     pub(crate) uploads: Uploads,
+    pub(crate) datasets: Datasets,
+    /// The digests of images that people name by a tag.
+    pub(crate) image_names: Arc<ImageNames>,
     /// The host and port that webhooks may reach without TLS.
     pub(crate) webhook_host: Option<Arc<str>>,
     /// The terms of use; empty if the operator wrote none.
@@ -56,6 +62,7 @@ pub(crate) struct App {
     /// The worker's program for owners of machines.
     pub(crate) worker: WorkerProgram,
     pub(crate) changes: Changes,
+    pub(crate) ledger_sums: RecentSums,
     pub(crate) machines: MachineCache,
     /// Limits the number of concurrent searches through logs.
     pub(crate) searches: Arc<Semaphore>,

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, value_parser};
+use gpubnb_registry::PrivateRegistry;
 use gpubnb_runtime::{monitor::MonitorArgs, nats::NatsArgs};
 
 /// Serves the pages and the JSON API.
@@ -86,6 +87,14 @@ pub struct RunArgs {
     /// The host that webhooks may reach without TLS, as for `gpubnb-notifier run`: `127.0.0.1:9000`. For tests.
     #[arg(long, env = "GPUBNB_WEBHOOK_HOST", value_name = "HOST:PORT")]
     pub webhook_host: Option<String>,
+    /// An image that `gpubnb-services run --approve-image` names with its tag. Its tag stays as it is: no registry is
+    /// asked for its digest. Can be repeated.
+    #[arg(long, env = "GPUBNB_APPROVE_IMAGES", value_delimiter = ',', value_name = "IMAGE")]
+    pub approve_image: Vec<String>,
+    /// A registry that this server may ask for digests although its address is private: `http://127.0.0.1:5000`. Can be
+    /// repeated. Jobs may have its images only if `gpubnb-services run --approve-image` names them.
+    #[arg(long, env = "GPUBNB_PRIVATE_REGISTRIES", value_delimiter = ',', value_name = "URL")]
+    pub private_registry: Vec<PrivateRegistry>,
     /// File with the terms of use of this market: text, with empty lines between paragraphs.
     #[arg(long, env = "GPUBNB_TERMS", value_name = "FILE")]
     pub terms: Option<PathBuf>,

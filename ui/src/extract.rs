@@ -1,6 +1,8 @@
 //! Extractors: types that read a part of a request. If the part cannot be read, a browser gets an error page, and a
 //! program gets `application/problem+json`.
 
+use std::net::IpAddr;
+
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Request, rejection},
@@ -11,7 +13,10 @@ use gpubnb_events::{AccountId, Seq};
 use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::IntoParams;
 
-use crate::error::{ApiError, PageError, Problem};
+use crate::{
+    app::App,
+    error::{ApiError, PageError, Problem},
+};
 
 /// The variable parts of the path, such as the id in `/jobs/{job}`.
 pub(crate) struct Path<T>(pub(crate) T);
@@ -137,18 +142,27 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 }
 
 /// The address at which the client reaches this server, for example `https://market.example`. Pages show it in commands
-/// that people paste into a terminal.
+/// that people paste into a terminal, and that send a token there.
 pub(crate) struct Origin(pub(crate) String);
 
-impl<S: Send + Sync> FromRequestParts<S> for Origin {
+impl FromRequestParts<App> for Origin {
     type Rejection = std::convert::Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Self::Rejection> {
         let text = |name| parts.headers.get(name).and_then(|v: &axum::http::HeaderValue| v.to_str().ok());
         // A browser sends `Origin` with a form. `serve.rs` refuses foreign origins, so this is the server's own origin.
-        let origin = text(header::ORIGIN).filter(|origin| origin.contains("://")).map(ToOwned::to_owned);
-        let authority = || parts.uri.authority().map(axum::http::uri::Authority::as_str);
-        let host = || text(header::HOST).or_else(authority).map(|host| format!("http://{host}"));
-        Ok(Self(origin.or_else(host).unwrap_or_default()))
+        let origin = text(header::ORIGIN).filter(|origin| origin.contains("://"));
+        let host = text(header::HOST).or_else(|| parts.uri.authority().map(axum::http::uri::Authority::as_str));
+        Ok(Self(
+            origin.or(app.url.as_deref()).map_or_else(|| origin_of_host(host.unwrap_or_default()), ToOwned::to_owned),
+        ))
     }
+}
+
+/// The origin of a host. Only a host on this computer is reached without TLS: a token must not travel in clear text.
+fn origin_of_host(host: &str) -> String {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let is_local =
+        name == "localhost" || name.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    format!("{}://{host}", if is_local { "http" } else { "https" })
 }

@@ -3,7 +3,7 @@
 // Templates pass references.
 #![allow(clippy::trivially_copy_pass_by_ref)]
 
-use std::borrow::Borrow;
+use std::{borrow::Borrow, fmt::Display};
 
 use gpubnb_events::{
     MicroUsd, Millis, Timestamp,
@@ -11,7 +11,7 @@ use gpubnb_events::{
     spec::{JobSpec, Mebibytes},
     template,
 };
-use gpubnb_query::view::{JobState, JobView, MachineState};
+use gpubnb_query::view::{JobState, JobView, MachineState, StatementLine};
 
 /// A size: `1.4 MiB`.
 pub(crate) fn bytes(bytes: impl Borrow<u64>) -> String {
@@ -80,6 +80,43 @@ pub(crate) fn duration_between(earlier: &Timestamp, later: &Timestamp) -> String
 /// An amount with its sign: `+$1.00`, `-$1.00`.
 pub(crate) fn signed(amount: &MicroUsd) -> String {
     if amount.0 > 0 { format!("+{amount}") } else { amount.to_string() }
+}
+
+/// An amount with all six decimals, so that the amounts of a column stand below each other.
+pub(crate) fn exact(amount: &MicroUsd) -> String {
+    let micros = amount.0.unsigned_abs();
+    format!("{}${}.{:06}", if amount.0 < 0 { "-" } else { "" }, micros / 1_000_000, micros % 1_000_000)
+}
+
+/// A change of an amount, with its sign and all six decimals.
+pub(crate) fn signed_exact(amount: &MicroUsd) -> String {
+    if amount.0 > 0 { format!("+{}", exact(amount)) } else { exact(amount) }
+}
+
+/// A number with a thin gap between each three digits.
+pub(crate) fn grouped(number: impl Display) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().filter_map(|group| str::from_utf8(group).ok()).collect();
+    groups.join("\u{202f}")
+}
+
+/// The words for the event of a line of a statement.
+pub(crate) fn statement_words(line: &StatementLine) -> String {
+    match line.event.as_str() {
+        "FundsDeposited" => "Funds added",
+        "JobSubmitted" => "Set aside for a job",
+        // The consumer's line frees what was set aside; the provider's line has only earnings.
+        "HoldReleased" => "Set-aside money freed",
+        "Settled" if line.held.0 != 0 && line.available.0 == -line.held.0 => "Job settled: nothing to pay",
+        "Settled" if line.held.0 != 0 => "Job settled: paid, and the rest freed",
+        "Settled" => "Earned from a job",
+        "PayoutRequested" => "Payout asked for",
+        "PayoutPaid" => "Payout paid",
+        "PayoutFailed" => "Payout failed: the money is back",
+        "AccountClosed" => "Account closed",
+        other => return other.to_owned(),
+    }
+    .to_owned()
 }
 
 /// An amount as a headline, in cents. The exact amount belongs beside it, for example in a title.

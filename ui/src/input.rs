@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use gpubnb_events::{
     JobId, MicroUsd,
     command::Secret,
-    job_request::{self, InputRequest, JobRequest},
+    job_request::{self, DatasetRequest, InputRequest, JobRequest},
 };
 use serde_json::{Map, Value};
 
@@ -28,7 +28,10 @@ pub(crate) fn dollars(field: &str, text: &str) -> Result<MicroUsd, Problem> {
 /// - `parameter.<name>`: a parameter of the template;
 /// - `command`: a command line, as a shell reads it;
 /// - `env`: one variable `NAME=value` in each line;
-/// - `input`: one field for each file, `<id of the input> <path in the job>`.
+/// - `input`: one field for each file, `<id of the input> <path in the job>`;
+/// - `dataset`: one field for each dataset, `<name or id>`, `<name or id> <directory>` or `<name or id> <directory>
+/// rw`;
+/// - `secrets`: one field for each name of a stored secret.
 pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<JobRequest, Problem> {
     let mut simple = Map::new();
     let mut lists = JobRequest::default();
@@ -44,14 +47,16 @@ pub(crate) fn from_form(fields: Vec<(String, String)>) -> Result<JobRequest, Pro
             "command" => lists.command = split_command(&value)?,
             "env" => lists.env = parse_env(&value)?,
             "input" => lists.inputs.push(parse_input(&value)?),
+            "dataset" => lists.datasets.push(parse_dataset(&value)),
+            "secrets" => lists.secrets.push(value.trim().to_owned()),
             // The spaces of a job's name are part of the name.
             "name" => drop(simple.insert(name, value.into())),
             _ => drop(simple.insert(name, value.trim().into())),
         }
     }
     let request: JobRequest = serde_path_to_error::deserialize(Value::Object(simple)).map_err(unreadable_field)?;
-    let JobRequest { parameters, command, env, inputs, .. } = lists;
-    Ok(JobRequest { parameters, command, env, inputs, ..request })
+    let JobRequest { parameters, command, env, secrets, inputs, datasets, .. } = lists;
+    Ok(JobRequest { parameters, command, env, secrets, inputs, datasets, ..request })
 }
 
 /// The error for a field that cannot be read.
@@ -65,8 +70,14 @@ fn unreadable_field(e: serde_path_to_error::Error<serde_json::Error>) -> Problem
 pub(crate) fn problems(mut fields: Vec<(String, String)>) -> Vec<Problem> {
     let mut problems = Vec::new();
     for _ in 0..MAX_FIELDS {
-        let command = |request: JobRequest| request.into_command(JobId::generate(), Vec::new()).map_err(Problem::from);
+        let command = |request: JobRequest| {
+            request.into_command(JobId::generate(), Vec::new(), Vec::new()).map_err(Problem::from)
+        };
         let Err(problem) = from_form(fields.clone()).and_then(command) else { break };
+        // A field that is missing cannot be left out.
+        if problems.iter().any(|known: &Problem| known.field == problem.field) {
+            break;
+        }
         let count = fields.len();
         if let Some(field) = &problem.field {
             fields.retain(|(name, _)| field_of(name) != field);
@@ -85,6 +96,7 @@ fn field_of(name: &str) -> &str {
     let name = name.strip_prefix("parameter.").unwrap_or(name);
     match name {
         "input" => "inputs",
+        "dataset" => "datasets",
         "min_reliability" => "reliability",
         _ => UNIT_SUFFIXES.iter().find_map(|unit| name.strip_suffix(unit)).unwrap_or(name),
     }
@@ -103,6 +115,7 @@ pub(crate) fn label(field: &str) -> &str {
         "image" => "Image",
         "command" => "Command",
         "inputs" => "Files for the job",
+        "datasets" => "Datasets",
         "cpu" => "CPU",
         "memory" => "Memory",
         "output" => "Output",
@@ -115,7 +128,8 @@ pub(crate) fn label(field: &str) -> &str {
         "vram" => "VRAM",
         "max_attempts" => "Attempts",
         "env" => "Environment",
-        "egress" => "Internet",
+        "secrets" => "Secrets",
+        "egress" => "Internet access",
         "machine" => "Machine",
         "strategy" => "If the market chooses",
         "price_cap" => "Max price",
@@ -159,10 +173,35 @@ pub(crate) fn to_form(request: &JobRequest) -> Vec<(String, String)> {
     if !request.egress.is_none() {
         set("egress", request.egress.patterns().join(" "));
     }
+    for name in &request.secrets {
+        set("secrets", name.clone());
+    }
+    for dataset in &request.datasets {
+        set("dataset", dataset_field(dataset));
+    }
     for input in &request.inputs {
         set("input", format!("{} {}", input.input, input.path));
     }
     fields
+}
+
+/// The value of the form field `dataset`.
+fn dataset_field(request: &DatasetRequest) -> String {
+    let DatasetRequest { dataset, directory, writable } = request;
+    match (directory, writable) {
+        (Some(directory), true) => format!("{dataset} {directory} rw"),
+        (Some(directory), false) => format!("{dataset} {directory}"),
+        (None, false) => dataset.clone(),
+        // The form has no field for a copy without a directory.
+        (None, true) => format!("{dataset} {dataset} rw"),
+    }
+}
+
+/// Reads the form field `dataset`.
+fn parse_dataset(value: &str) -> DatasetRequest {
+    let mut words = value.split_whitespace().map(ToOwned::to_owned);
+    let dataset = words.next().unwrap_or_default();
+    DatasetRequest { dataset, directory: words.next(), writable: words.next().is_some_and(|word| word == "rw") }
 }
 
 /// Reads the field `input`, which names a file that the page has already uploaded.
@@ -282,6 +321,26 @@ mod tests {
     }
 
     #[test]
+    fn each_problem_of_a_form_is_told_once() {
+        let fields = [("template", ""), ("image", ""), ("memory_mib", "much")];
+        let problems = problems(fields.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
+        let named: Vec<_> = problems.iter().filter_map(|problem| problem.field.as_deref()).collect();
+        assert_eq!(named, ["memory", "image"]);
+    }
+
+    #[test]
+    fn a_dataset_survives_the_form() {
+        let dataset = |directory: Option<&str>, writable| DatasetRequest {
+            dataset: "mnist".to_owned(),
+            directory: directory.map(ToOwned::to_owned),
+            writable,
+        };
+        let datasets = vec![dataset(None, false), dataset(Some("train"), false), dataset(Some("code"), true)];
+        let request = JobRequest { datasets: datasets.clone(), ..JobRequest::default() };
+        assert_eq!(from_form(to_form(&request)).unwrap().datasets, datasets);
+    }
+
+    #[test]
     fn empty_fields_are_ignored() {
         let fields = [("cpu_millis", ""), ("name", " "), ("verified", "on"), ("time_seconds", " 90 ")];
         let request = from_form(fields.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec()).unwrap();
@@ -298,7 +357,7 @@ mod tests {
             "egress": ["*.pypi.org", "github.com"],
             "price_cap_usd": "0.000001", "gpu_model": "RTX 4090", "region": "eu-west", "strategy": "fastest",
             "min_reliability": 90, "verified": true, "allow_simulated": true, "time_seconds": 10, "budget_usd": "1.50",
-            "max_attempts": 1, "queue_seconds": 61, "env": { "A": "", "B_2": "" },
+            "max_attempts": 1, "queue_seconds": 61, "env": { "A": "", "B_2": "" }, "secrets": ["HF_TOKEN", "Z"],
             "inputs": [{ "input": "01900000-0000-7000-8000-000000000001", "path": "a b/c" }],
         }))
         .unwrap();

@@ -21,9 +21,11 @@ mod event_search;
 mod extract;
 mod format;
 mod hardware;
+mod image_names;
 mod input;
 mod keyed_limit;
 mod live;
+mod market_filters;
 mod openapi;
 mod page;
 mod portrait;
@@ -32,10 +34,13 @@ mod request_span;
 mod routes;
 mod run;
 mod serve;
+mod snippets;
 mod state;
+mod submission;
 #[cfg(test)]
 mod testing;
 mod transfer;
+mod webhooks;
 mod worker_download;
 
 pub use config::{Cli, Command};

@@ -2,12 +2,13 @@
 
 use axum::http::StatusCode;
 use gpubnb_events::{
-    command::{Challenge, Done, EnrollmentCode, MachineChange, Quote, RedeemEnrollment, Submitted},
+    command::{Challenge, Done, EnrollmentCode, MachineChange, RedeemEnrollment, StoredSecret, Submitted},
+    dataset::DatasetManifest,
     dead_letter::{DeadLetter, Remedied, Remedy},
     event::Check,
     job_request::JobRequest,
+    notification::DeliveryTry,
     spec::Artifact,
-    template::Template,
 };
 use gpubnb_query::view::{
     AttemptOutcome, Day, Figures, JobView, MarketDay, ModelHistory, ModelSummary, Reading, Receipt, TrailEvent,
@@ -18,18 +19,23 @@ use crate::{
     access::{
         Access::{Authenticated, Operator, ProofInRequest, Public, Scope, Session},
         Routes,
-        Scope::{JobsRead, JobsWrite, MachinesWrite, WalletRead},
+        Scope::{JobsRead, JobsWrite, MachinesWrite, SecretsWrite, WalletRead, WebhooksWrite},
         SignUp, TokenInfo,
     },
     api, assets,
     event_search::EventSearch,
     extract::{AfterAccount, MinSeq},
-    page, transfer, worker_download,
+    market_filters::MarketFilters,
+    page,
+    state::StoredDataset,
+    transfer, worker_download,
 };
 
 /// All endpoints.
 pub(crate) fn all() -> Routes {
-    files(operators(wallet(jobs(machines(accounts(console_and_documents(pages(Routes::default()))))))))
+    files(operators(wallet(jobs(datasets(machines(secrets(webhooks(accounts(console_and_documents(pages(
+        Routes::default(),
+    )))))))))))
 }
 
 fn pages(routes: Routes) -> Routes {
@@ -63,6 +69,7 @@ fn pages(routes: Routes) -> Routes {
         .get("/jobs/{job}/artifacts.tar", Session, transfer::get_tar)
         .get("/jobs/{job}/artifacts/{*path}", Session, transfer::get)
         .get("/wallet", Session, page::wallet::page)
+        .get("/wallet/balance", Session, page::wallet::balance)
         .get("/wallet/live", Session, page::wallet::live)
         .get("/events/{seq}", Session, page::event::page)
         .get("/events/{seq}/proof.json", Session, page::event::proof)
@@ -109,6 +116,11 @@ fn console_and_documents(routes: Routes) -> Routes {
         .post("/account/webhooks", Session, page::notifications::add_webhook)
         .post("/account/webhooks/{webhook}/remove", Session, page::notifications::remove_webhook)
         .post("/account/webhooks/{webhook}/test", Session, page::notifications::test_webhook)
+        .get("/datasets", Session, page::datasets::page)
+        .post("/datasets/{dataset}/delete", Session, page::datasets::delete)
+        .get("/account/secrets", Session, page::secrets::page)
+        .post("/account/secrets", Session, page::secrets::set)
+        .post("/account/secrets/{name}/delete", Session, page::secrets::delete)
         .post("/account/confirm", Session, page::notifications::send_link)
         .get("/operator/{secret}", Session, page::account::invite)
         .post("/operator/{secret}", Session, page::account::accept_invite)
@@ -172,6 +184,39 @@ fn accounts(routes: Routes) -> Routes {
         .about("Revokes a token.")
 }
 
+fn secrets(routes: Routes) -> Routes {
+    routes
+        .get("/api/v1/secrets", Scope(SecretsWrite), api::secrets::list)
+        .about("Your named secrets, without their values, which nobody can read again.")
+        .lists::<StoredSecret>()
+        .put("/api/v1/secrets/{name}", Scope(SecretsWrite), api::secrets::set)
+        .about("Stores a secret. A job that names it gets the value as an environment variable.")
+        .takes::<api::secrets::SecretValue>()
+        .answers::<StoredSecret>()
+        .delete("/api/v1/secrets/{name}", Scope(SecretsWrite), api::secrets::delete)
+        .about("Deletes a secret. Jobs that have it keep it until they end.")
+}
+
+fn webhooks(routes: Routes) -> Routes {
+    routes
+        .get("/api/v1/webhooks", Scope(WebhooksWrite), api::webhooks::list)
+        .about("Your webhooks: the addresses of programs that are told what happens.")
+        .lists::<api::webhooks::WebhookInfo>()
+        .post("/api/v1/webhooks", Scope(WebhooksWrite), api::webhooks::add)
+        .status(StatusCode::CREATED)
+        .about("Adds a webhook. The answer has the secret with which its requests are signed.")
+        .takes::<api::webhooks::NewWebhook>()
+        .answers::<api::webhooks::CreatedWebhook>()
+        .delete("/api/v1/webhooks/{webhook}", Scope(WebhooksWrite), api::webhooks::remove)
+        .about("Removes a webhook.")
+        .post("/api/v1/webhooks/{webhook}/test", Scope(WebhooksWrite), api::webhooks::test)
+        .status(StatusCode::ACCEPTED)
+        .about("Sends a test to a webhook, at most one in ten seconds.")
+        .get("/api/v1/deliveries", Scope(WebhooksWrite), api::webhooks::deliveries)
+        .about("The newest tries to send you notifications, by webhook and by e-mail, with their failures.")
+        .lists::<DeliveryTry>()
+}
+
 fn machines(routes: Routes) -> Routes {
     routes
         .get("/api/v1/market", Public, api::machines::figures)
@@ -190,11 +235,12 @@ fn machines(routes: Routes) -> Routes {
         )
         .lists::<MarketDay>()
         .get("/api/v1/templates", Public, api::machines::templates)
-        .about("The approved templates of jobs.")
-        .lists::<Template>()
+        .about("The approved templates of jobs, with the usual time and cost of their jobs.")
+        .lists::<api::machines::ListedTemplate>()
         .get("/api/v1/machines", Public, api::machines::list)
         .query::<api::machines::MachinePage>()
-        .about("The machines on the market.")
+        .query::<MarketFilters>()
+        .about("The machines on the market. A filter that cannot be read is not applied.")
         .pages::<api::machines::MachineRow>()
         .get("/api/v1/machines/{machine}", Public, api::machines::get)
         .query::<MinSeq>()
@@ -215,7 +261,7 @@ fn machines(routes: Routes) -> Routes {
         .about("The earnings of your own machine on each of the last 31 days.")
         .lists::<Day>()
         .post("/api/v1/machines/{machine}/wish", Scope(MachinesWrite), api::machines::change)
-        .about("Pauses, resumes, drains, delists or reprices your own machine, or announces maintenance.")
+        .about("Pauses, resumes, drains, delists, reprices or configures your own machine, or announces maintenance.")
         .takes::<MachineChange>()
         .answers::<Done>()
         .post("/api/v1/speed", Public, api::machines::speed)
@@ -244,7 +290,7 @@ fn jobs(routes: Routes) -> Routes {
         .post("/api/v1/quote", Scope(JobsRead), api::jobs::quote)
         .about("The price of a job, and the machine that would run it. Nothing is submitted.")
         .takes::<JobRequest>()
-        .answers::<Quote>()
+        .answers::<api::jobs::QuotedJob>()
         .get("/api/v1/jobs", Scope(JobsRead), api::jobs::list)
         .query::<api::jobs::JobFilters>()
         .about("Your jobs, newest first.")
@@ -297,6 +343,31 @@ fn jobs(routes: Routes) -> Routes {
         .status(StatusCode::CREATED)
         .about("Uploads an input: a file that jobs can read. The body is the file.")
         .answers::<transfer::StoredInput>()
+}
+
+fn datasets(routes: Routes) -> Routes {
+    routes
+        .get("/api/v1/datasets", Scope(JobsRead), api::datasets::list)
+        .about("Your datasets, newest first. A dataset is a directory of files that jobs can read.")
+        .lists::<StoredDataset>()
+        .get("/api/v1/datasets/{dataset}", Scope(JobsRead), api::datasets::manifest)
+        .about("The manifest of a dataset: all its files.")
+        .answers::<DatasetManifest>()
+        .put("/api/v1/datasets/{dataset}", Scope(JobsWrite), api::datasets::put)
+        .about(
+            "Stores a manifest, and tells which contents are missing. When none is, the dataset is complete. The id is \
+             the SHA-256 of the manifest in canonical form.",
+        )
+        .query::<api::datasets::NewDataset>()
+        .takes::<DatasetManifest>()
+        .answers::<api::datasets::DatasetUpload>()
+        .put("/api/v1/datasets/{dataset}/contents", Scope(JobsWrite), api::datasets::put_contents)
+        .status(StatusCode::NO_CONTENT)
+        .query::<transfer::ContentRange>()
+        .about("Uploads missing contents of a dataset: the body has their bytes, one after the other.")
+        .delete("/api/v1/datasets/{dataset}", Scope(JobsWrite), api::datasets::delete)
+        .status(StatusCode::NO_CONTENT)
+        .about("Removes a dataset that no open job needs.")
 }
 
 fn wallet(routes: Routes) -> Routes {

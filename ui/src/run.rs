@@ -4,13 +4,15 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::jetstream::Context;
+use async_nats::jetstream::{Context, kv::Store};
+use gpubnb_dialer::Dialer;
 use gpubnb_events::{Clock as _, Millis, SystemClock, subject::UI_INBOX};
 use gpubnb_files::Files;
 use gpubnb_log::stream::{
-    ARTIFACTS, ARTIFACTS_KEPT, CREDENTIALS, INPUTS, INPUTS_KEPT, NOTIFICATIONS, SESSIONS, UPLOADS,
+    ARTIFACTS, ARTIFACTS_KEPT, CREDENTIALS, DATASETS, INPUTS, INPUTS_KEPT, NOTIFICATIONS, SESSIONS, UPLOADS,
 };
 use gpubnb_query::QueryClient;
+use gpubnb_registry::Registries;
 use gpubnb_runtime::{
     monitor,
     nats::{NatsArgs, jetstream},
@@ -25,8 +27,9 @@ use crate::{
     access::{OpenStreams, RateLimits, Rates, Sessions, Users},
     app::{App, Broker},
     config::RunArgs,
+    image_names::ImageNames,
     serve::serve,
-    state::{Changes, MachineCache, Notifications, Uploads, WorkerProgram, watch_stores},
+    state::{Changes, Datasets, MachineCache, Notifications, RecentSums, Uploads, WorkerProgram, watch_stores},
 };
 
 /// The time for which an invitation of an operator is valid.
@@ -56,19 +59,21 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     let inputs = open_files(&js, &args, INPUTS, args.files_inputs_gib, INPUTS_KEPT).await?;
     let artifacts = open_files(&js, &args, ARTIFACTS, args.files_artifacts_gib, ARTIFACTS_KEPT).await?;
     tasks.spawn(watch_stores([(INPUTS, inputs.clone()), (ARTIFACTS, artifacts.clone())], shutdown.clone()));
-    let sessions = js.get_key_value(SESSIONS).await.with_context(|| format!("SESSIONS {MISSING}"))?;
-    let sessions = Sessions::new(sessions);
-    let uploads = js.get_key_value(UPLOADS).await.with_context(|| format!("UPLOADS {MISSING}"))?;
-    let notifications = js.get_key_value(NOTIFICATIONS).await.with_context(|| format!("NOTIFICATIONS {MISSING}"))?;
-    let notifications = Notifications::new(notifications, js.clone());
+    let sessions = Sessions::new(bucket(&js, SESSIONS).await?);
+    let uploads = Uploads::new(bucket(&js, UPLOADS).await?, Arc::new(SystemClock), [INPUTS, ARTIFACTS]);
+    let notifications = Notifications::new(bucket(&js, NOTIFICATIONS).await?, js.clone());
+    let datasets = Datasets::new(bucket(&js, DATASETS).await?);
+    tasks.spawn(datasets.clone().listen(shutdown.clone()));
     tasks.spawn(notifications.clone().listen(shutdown.clone()));
     tasks.spawn(users.clone().listen(shutdown.clone()));
     tasks.spawn(sessions.clone().listen(shutdown.clone()));
     let terms = args.terms.as_ref().map(fs::read_to_string).transpose().context("reading --terms")?;
     let permit_key = PermitKey::read(&key).with_context(|| format!("reading {}", key.display()))?;
     let app = App {
+        image_names: Arc::new(image_names(&args)),
         webhook_host: args.webhook_host.as_deref().map(Into::into),
         terms: terms.unwrap_or_default().into(),
+        url: args.url.as_ref().map(|url| url.as_str().trim_end_matches('/').into()),
         passkeys: users.passkeys(permit_key.clone(), args.url.as_ref())?,
         sign_ins: users.sign_ins(),
         links: users.links(),
@@ -82,7 +87,8 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         }),
         streams: OpenStreams::default(),
         worker: WorkerProgram::new(args.worker.clone()),
-        uploads: Uploads::new(uploads, Arc::new(SystemClock), [INPUTS, ARTIFACTS]),
+        uploads,
+        datasets,
         behind_proxy: args.behind_proxy,
         broker: Broker { url: args.machines_nats.clone().unwrap_or_else(|| nats.nats.clone()), authority },
         queries,
@@ -92,6 +98,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         js,
         searches: Arc::new(Semaphore::new(MAX_SEARCHES)),
         changes,
+        ledger_sums: RecentSums::default(),
         machines,
         permit_key,
         clock: Arc::new(SystemClock),
@@ -102,6 +109,13 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.wait().await;
     info!("stopped");
     Ok(())
+}
+
+fn image_names(args: &RunArgs) -> ImageNames {
+    // Another part of the process may have installed it.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let registries = Registries { dialer: Dialer::default(), private: args.private_registry.clone() };
+    ImageNames::new(registries, args.approve_image.clone(), Arc::new(SystemClock))
 }
 
 /// Opens a store of files: in the broker, or where `--files` says.
@@ -119,9 +133,14 @@ async fn open_files(js: &Context, args: &RunArgs, name: &str, gib: u64, kept: Du
     Ok(files)
 }
 
+/// Opens a bucket.
+async fn bucket(js: &Context, name: &str) -> anyhow::Result<Store> {
+    js.get_key_value(name).await.with_context(|| format!("{name} {MISSING}"))
+}
+
 /// Opens the bucket of the users.
 async fn open_users(js: &Context) -> anyhow::Result<Users> {
-    Ok(Users::new(js.get_key_value(CREDENTIALS).await.with_context(|| format!("CREDENTIALS {MISSING}"))?))
+    Ok(Users::new(bucket(js, CREDENTIALS).await?))
 }
 
 /// Prints a link that makes the first user who accepts it an operator.

@@ -55,8 +55,8 @@ const FILE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 const MAX_CONNECTIONS: u64 = 512;
 /// The content security policy: scripts and styles come only from this server and are never inline, and no site may
 /// show a page in a frame.
-const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-                   form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; \
+                   connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// Serves until shutdown.
 pub(crate) async fn serve(app: App, args: &RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -178,7 +178,8 @@ async fn measure_request(request: Request, next: Next) -> Response {
 /// Ends a request that takes too long. Transfers of files have more time.
 async fn limit_time(request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let is_file = path.starts_with("/transfer/") || path.starts_with("/api/v1/inputs/");
+    let is_content = path.starts_with("/api/v1/datasets/") && path.ends_with("/contents");
+    let is_file = path.starts_with("/transfer/") || path.starts_with("/api/v1/inputs/") || is_content;
     let limit = if is_file { FILE_TIMEOUT } else { RESPONSE_TIMEOUT };
     let path = path.to_owned();
     tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {

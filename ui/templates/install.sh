@@ -54,7 +54,7 @@ TOML
     echo "install: fix the failed checks above. Until then the machine is not listed."
   systemctl daemon-reload
   systemctl enable --now gpubnb-provider
-  echo "install: the worker runs. Its options: /etc/gpubnb/provider.toml. Its state: gpubnb-provider status"
+  echo "install: the worker runs. Its options: /etc/gpubnb/provider.toml. Its page: sudo gpubnb-provider open"
 }
 
 install_worker "$@"

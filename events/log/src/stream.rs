@@ -44,6 +44,8 @@ pub const SESSIONS: &str = "SESSIONS";
 pub const ENROLLMENTS: &str = "ENROLLMENTS";
 /// Bucket of the encrypted values of jobs' environments. The values are deleted when the job ends.
 pub const JOBENV: &str = "JOBENV";
+/// Bucket of the encrypted values of accounts' named secrets.
+pub const SECRETS: &str = "SECRETS";
 
 /// Bucket of the bytes of output that each account's jobs have written.
 pub const OUTPUTUSE: &str = "OUTPUTUSE";
@@ -53,6 +55,8 @@ pub const NOTIFICATIONS: &str = "NOTIFICATIONS";
 pub const DELIVERIES: &str = "DELIVERIES";
 /// The tries of deliveries, for the people who receive them.
 pub const DELIVERYLOG: &str = "DELIVERYLOG";
+/// Bucket of the list of each account's datasets: `<account>`.
+pub const DATASETS: &str = "DATASETS";
 /// Bucket of the uploads that run now: the room that each of them takes of its store.
 pub const UPLOADS: &str = "UPLOADS";
 
@@ -64,7 +68,7 @@ pub(crate) const MAX_CONSUMERS: i32 = 10_000;
 pub const ACK_WAIT: Duration = Duration::from_secs(30);
 pub(crate) const MIB: i64 = 1 << 20;
 /// Key-value buckets, and the time that an entry is kept after its last change; zero: for ever.
-const BUCKETS: [(&str, Duration); 9] = [
+const BUCKETS: [(&str, Duration); 11] = [
     (LEADERS, Duration::from_secs(10)),
     (CREDENTIALS, Duration::ZERO),
     (CHECKPOINTS, Duration::ZERO),
@@ -72,17 +76,25 @@ const BUCKETS: [(&str, Duration); 9] = [
     (ENROLLMENTS, Duration::ZERO),
     // A job waits for at most a week and runs for at most a week.
     (JOBENV, Duration::from_secs(15 * 24 * 3_600)),
+    (SECRETS, Duration::ZERO),
     (OUTPUTUSE, Duration::ZERO),
     (NOTIFICATIONS, Duration::ZERO),
+    (DATASETS, DATASETS_KEPT),
     // No attempt uploads for a longer time.
     (UPLOADS, DAY),
 ];
+/// Size of SECRETS: many new accounts must not fill the broker's disk.
+const MAX_SECRETS_BYTES: i64 = 4 << 30;
+/// Size of DATASETS, for the same reason.
+const MAX_DATASETS_BYTES: i64 = 1 << 30;
 /// The time that a browser stays signed in.
 pub const SESSION_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
 /// The time that a file of a job is kept.
 pub const ARTIFACTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// The time that an input is kept. A job waits for at most a week and runs for at most a week.
-pub const INPUTS_KEPT: Duration = Duration::from_secs(15 * 24 * 3_600);
+/// The time that an input or a file of a dataset is kept. A job waits for at most a week and runs for at most a week.
+pub const INPUTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// The time that a dataset is kept after it was uploaded for the last time.
+pub const DATASETS_KEPT: Duration = Duration::from_secs(20 * 24 * 3_600);
 /// Object stores, and the time that a file is kept.
 const STORES: [(&str, Duration); 3] = [
     (ARTIFACTS, ARTIFACTS_KEPT),
@@ -204,6 +216,12 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
                 bucket: bucket.to_owned(),
                 history: 1,
                 max_age,
+                // The others hold little for each account, or for a time.
+                max_bytes: match bucket {
+                    SECRETS => MAX_SECRETS_BYTES,
+                    DATASETS => MAX_DATASETS_BYTES,
+                    _ => -1,
+                },
                 num_replicas: options.replicas,
                 ..Default::default()
             })
@@ -238,7 +256,7 @@ pub async fn provision_missing(js: &jetstream::Context, options: &StreamOptions)
 /// job in the saved MARKET has its secrets. A backup has no DISPATCH, which is made from MARKET, and no streams that
 /// are in memory. It has no DELIVERIES either: what was sent meanwhile would be sent once more.
 pub fn backup_streams() -> Vec<String> {
-    let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS, NOTIFICATIONS].map(bucket_stream);
+    let before = [CHECKPOINTS, CREDENTIALS, ENROLLMENTS, SESSIONS, NOTIFICATIONS, SECRETS, DATASETS].map(bucket_stream);
     let after = [bucket_stream(JOBENV), OUTPUT.to_owned(), store_stream(INPUTS), store_stream(ARTIFACTS)];
     before.into_iter().chain([MARKET.to_owned()]).chain(after).collect()
 }

@@ -115,8 +115,12 @@ impl Proof {
         let name = recorded.event().map_or("a message that is no event", Event::wire_name);
         let SignedTreeHead { size, key, .. } = &self.head;
         let (at, seq) = (recorded.at, recorded.seq);
-        let says = if trusted.is_empty() { "says an unknown key, for which nobody vouches:" } else { "says" };
-        Ok(format!("{name}, recorded {at}, is event {seq} of the log of {size} events, {says} {key}"))
+        let signed = if trusted.is_empty() {
+            "The log is signed by an unknown key, for which nobody vouches:"
+        } else {
+            "Proven: the log is signed by a key that you trust,"
+        };
+        Ok(format!("{name}, recorded {at}, is event {seq} of the log of {size} events. {signed} {key}"))
     }
 }
 

@@ -58,5 +58,7 @@ metrics! {
     HTTP_SECONDS = "gpubnb_http_request_duration_seconds" Seconds
         "Time from a request to the beginning of its answer, by route.";
     STORE_FILLED = "gpubnb_store_filled_ratio" Gauge "Used part of a store of files, from 0 to 1, by store.";
+    DELIVERIES = "gpubnb_deliveries_total" Counter
+        "Tries to deliver a notification, by channel and outcome: delivered, retried later, or given up.";
     OPEN_STREAMS = "gpubnb_http_open_streams" Gauge "Open live pages and streams.";
 }

@@ -11,12 +11,25 @@ pub fn start() {
     start_with_writer(std::io::stderr, std::io::stderr().is_terminal());
 }
 
+/// Like [`start`], for a command that answers a person: only warnings and errors are logged, unless `RUST_LOG` says
+/// otherwise.
+pub fn start_quietly() {
+    start_with_filter("warn", std::io::stderr, std::io::stderr().is_terminal());
+}
+
 /// Like [`start`], but logs to `writer`.
 pub fn start_with_writer<W>(writer: W, colours: bool)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
+    start_with_filter("info,async_nats=warn", writer, colours);
+}
+
+fn start_with_filter<W>(default: &str, writer: W, colours: bool)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colours);
     if std::env::var("GPUBNB_LOG").is_ok_and(|v| v == "json") {
         builder.json().init();

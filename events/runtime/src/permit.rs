@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use gpubnb_events::{AccountId, CommandId, JobId, Lease, Timestamp};
+use gpubnb_events::{AccountId, CommandId, JobId, Lease, Timestamp, dataset::DatasetId};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
@@ -43,6 +43,17 @@ pub enum Purpose {
         account: AccountId,
         /// The file.
         input: CommandId,
+    },
+    /// Downloading one dataset of a job, for one attempt.
+    Dataset {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        lease: Lease,
+        /// The account that owns the dataset.
+        account: AccountId,
+        /// The dataset.
+        dataset: DatasetId,
     },
     /// Trying passwords for one person, from a browser in which this person has signed in before. Such a browser has
     /// its own limit of wrong attempts.
@@ -100,6 +111,9 @@ impl Permit {
             Purpose::Input { job, lease, account, input } => {
                 format!("input.{job}.{lease}.{account}.{input}.{expires}")
             }
+            Purpose::Dataset { job, lease, account, dataset } => {
+                format!("dataset.{job}.{lease}.{account}.{dataset}.{expires}")
+            }
             Purpose::KnownBrowser { login, browser } => format!("known.{login}.{browser}.{expires}"),
             Purpose::Passkey { ceremony, state } => format!("passkey.{ceremony}.{}.{expires}", hex::encode(state)),
             // A path may contain any character, also the dot that separates the parts: write it in hexadecimal.
@@ -120,6 +134,10 @@ impl Permit {
             ("input", job, lease) => {
                 let (account, input) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
                 Purpose::Input { job: job.parse().ok()?, lease: lease.parse().ok()?, account, input }
+            }
+            ("dataset", job, lease) => {
+                let (account, dataset) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+                Purpose::Dataset { job: job.parse().ok()?, lease: lease.parse().ok()?, account, dataset }
             }
             ("known", login, browser) => Purpose::KnownBrowser { login: login.to_owned(), browser: browser.to_owned() },
             ("passkey", ceremony, state) => {
@@ -192,6 +210,7 @@ mod tests {
                 account: AccountId::generate(),
                 input: CommandId::generate(),
             },
+            Purpose::Dataset { job, lease, account: AccountId::generate(), dataset: "0a".repeat(32).parse().unwrap() },
             Purpose::KnownBrowser { login: "0a".to_owned(), browser: "ff".to_owned() },
             Purpose::Passkey { ceremony: "0a".to_owned(), state: "{\"a.b\":1}".to_owned() },
             Purpose::Artifact { job, lease, path: "a/b.42.png\n".to_owned(), sha256: "0a".to_owned() },

@@ -340,7 +340,7 @@ fn admit(message: &async_nats::Message, requester: Requester) -> Result<Incoming
     let named_actor = message.headers.as_ref().and_then(|h| h.get(header::ACTOR)).map(|a| a.as_str().parse::<Actor>());
     let (inboxes, actor, trace) = match requester {
         Requester::Machine => {
-            let machine = subject::machine_of_command(&message.subject).ok_or("no machine in the subject")?;
+            let machine = subject::requesting_machine(&message.subject).ok_or("no machine in the subject")?;
             // Machines send their requests from another NATS account. For such a request the broker itself makes up the
             // reply subject, and carries the answer to the inbox of the machine's connection.
             (vec![subject::BROKER_REPLIES.to_owned()], Actor::Machine(machine), opentelemetry::Context::new())

@@ -7,7 +7,7 @@ use crate::{
     event::{DeclineReason, Reason},
     ids::{JobId, Lease},
     signed_log::SignedLog,
-    spec::{Artifact, JobSpec, LeftOut, Traffic, Usage},
+    spec::{Artifact, JobSpec, LeftOut, MachineSettings, Traffic, Usage},
     time::{Millis, Timestamp},
 };
 
@@ -37,9 +37,23 @@ pub struct Grant {
     /// The addresses from which to download the job's input files, in the order of the specification.
     #[serde(default)]
     pub inputs: Vec<String>,
+    /// The permissions to download the job's datasets, in the order of the specification.
+    #[serde(default)]
+    pub datasets: Vec<DatasetGrant>,
     /// The values of the job's environment, sealed for this machine; `None` where the job has none.
     #[serde(default)]
     pub env: Option<SealedEnv>,
+}
+
+/// Permission to download one dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetGrant {
+    /// The address of the manifest. The address of the bytes of some files is the same with `?first=…&count=…`: the
+    /// index of the first of the manifest's different contents, and their number.
+    pub url: String,
+    /// The part of the machine's cache that this dataset may share with others, 64 hexadecimal digits: it is the same
+    /// for all jobs of one account, and for no others.
+    pub cache: String,
 }
 
 /// The values of a job's environment, encrypted for one machine. The plain text is a JSON object of names and values.
@@ -160,6 +174,10 @@ pub struct DesiredMachineState {
     pub leases: Vec<(Lease, DesiredLeaseState)>,
     /// True if the machine takes new jobs; false, for example, while it is paused or drains.
     pub takes_jobs: bool,
+    /// The settings that the owner wants the machine to have; `None` if the machine is not listed. An old market says
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<MachineSettings>,
 }
 
 /// The state in which the platform wants an attempt to be.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{AccountId, MachineId},
     money::HourlyRate,
-    spec::Offer,
+    spec::{MachineSettings, Offer},
 };
 
 /// A machine was offered, or its offer changed.
@@ -29,6 +29,16 @@ pub struct MachineRepriced {
     pub machine: MachineId,
     /// The new price.
     pub price: HourlyRate,
+}
+
+/// The owner asked for other settings of a machine. The price holds at once, for later assignments; the machine takes
+/// the other settings, and lists itself anew with them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineSettingsRequested {
+    /// The machine.
+    pub machine: MachineId,
+    /// The settings.
+    pub settings: MachineSettings,
 }
 
 /// A machine was paused: it takes no new jobs.

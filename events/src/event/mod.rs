@@ -112,6 +112,7 @@ events! {
     AccountClosed = "AccountClosed.v1" (Account.account),
     MachineListed = "MachineListed.v1" (Machine.machine),
     MachineRepriced = "MachineRepriced.v1" (Machine.machine),
+    MachineSettingsRequested = "MachineSettingsRequested.v1" (Machine.machine),
     MachinePaused = "MachinePaused.v1" (Machine.machine),
     MachineResumed = "MachineResumed.v1" (Machine.machine),
     MachineDrainStarted = "MachineDrainStarted.v1" (Machine.machine),

@@ -3,6 +3,7 @@
 
 mod cuda;
 mod egress;
+mod hours;
 mod image_name;
 mod machine;
 mod placement;
@@ -15,13 +16,15 @@ pub use self::{
         Egress, EgressForm, HostTraffic, InvalidPattern, MAX_HOST, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, OTHER_HOSTS,
         Traffic, canonical_host,
     },
+    hours::{Hours, minute_of_day},
     image_name::{DEFAULT_REGISTRY, ImageName, WELL_KNOWN_REGISTRIES, is_digest, is_in_registries},
-    machine::{Gpu, Hardware, MAX_OPEN_FILES, MAX_PIDS, Offer, OwnerPolicy},
+    machine::{Gpu, Hardware, MAX_OPEN_FILES, MAX_PIDS, MachineSettings, Offer, OwnerPolicy, Setting},
     placement::{
         Chosen, Placement, PlacementExplanation, Reject, RejectCount, Requirements, Strategy, WinReason, Winner,
     },
 };
 use crate::{
+    dataset::DatasetId,
     ids::{AccountId, CommandId, Seq},
     money::{HourlyRate, MicroUsd},
     time::{Millis, Seconds},
@@ -65,9 +68,15 @@ pub struct JobSpec {
     /// Names of the environment variables. The values are secrets, and never enter an event.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
+    /// Those names of `env` whose values are named secrets of the account.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// The input files, which the job finds below `/input`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<Input>,
+    /// The datasets, each in a directory of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub datasets: Vec<DatasetMount>,
 }
 
 impl JobSpec {
@@ -83,7 +92,9 @@ impl JobSpec {
             resources,
             egress: Egress::default(),
             env: Vec::new(),
+            secrets: Vec::new(),
             inputs: Vec::new(),
+            datasets: Vec::new(),
         }
     }
 }
@@ -99,6 +110,37 @@ pub struct Input {
     pub bytes: u64,
     /// SHA-256 of the content, in hex.
     pub sha256: String,
+}
+
+/// A dataset of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DatasetMount {
+    /// The id of the dataset.
+    #[schema(value_type = String)]
+    pub dataset: DatasetId,
+    /// The name of the directory at which the job finds the dataset: `/data/<directory>`, read-only, or
+    /// `/scratch/<directory>`.
+    pub directory: String,
+    /// True if the job gets a copy in `/scratch`, which it may change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub writable: bool,
+    /// Number of files and links.
+    pub files: u32,
+    /// Size of all files, bytes.
+    pub bytes: u64,
+}
+
+impl DatasetMount {
+    /// The room that a copy takes on a disk, bytes: each file takes up to a block more than its size, and often a
+    /// directory.
+    pub fn bytes_on_disk(&self) -> u64 {
+        self.bytes.saturating_add(u64::from(self.files) * 8_192)
+    }
+
+    /// The absolute path of the directory in the job.
+    pub fn path(&self) -> String {
+        format!("/{}/{}", if self.writable { "scratch" } else { "data" }, self.directory)
+    }
 }
 
 /// Room on the job's disk beside the output, unless the job asks for another size.

@@ -16,6 +16,7 @@ pub mod machines;
 pub mod market_history;
 pub mod merkle;
 pub mod rows;
+pub mod template_runs;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod timeline;
@@ -53,6 +54,7 @@ pub fn all() -> Vec<Box<dyn Projection>> {
         Box::new(ledger::Ledger),
         Box::new(figures::MarketFigures),
         Box::new(market_history::MarketHistory),
+        Box::new(template_runs::TemplateRuns),
         Box::new(merkle::Merkle),
     ]
 }

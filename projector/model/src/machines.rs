@@ -89,7 +89,7 @@ impl Projection for Machines {
     }
 
     fn version(&self) -> u32 {
-        7
+        8
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -116,6 +116,7 @@ impl Projection for Machines {
         let gpubnb_events::Aggregate::Machine(machine) = event.aggregate() else { return Ok(()) };
         update_row(rows, recorded, machine, |row| match event {
             Event::MachineRepriced(e) => row.offer.price = e.price,
+            Event::MachineSettingsRequested(e) => row.requested = row.offer.apply_request(&e.settings),
             Event::MachineTested(e) => row.checks.clone_from(&e.checks),
             _ => state_facts(row).apply(event),
         })
@@ -233,7 +234,8 @@ fn list_machine(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListe
     }
     let row = match known {
         Some(known) => {
-            let mut row = MachineRow { offer: e.offer.clone(), public_keys, seq: recorded.seq, ..known };
+            let requested = known.requested.and_then(|requested| requested.after_listing(&known.offer, &e.offer));
+            let mut row = MachineRow { offer: e.offer.clone(), requested, public_keys, seq: recorded.seq, ..known };
             state_facts(&mut row).list_again();
             row
         }
@@ -242,6 +244,7 @@ fn list_machine(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &MachineListe
             owner: e.owner,
             public_keys,
             offer: e.offer.clone(),
+            requested: None,
             wanted: MachineState::Online,
             presence: MachineState::Online,
             away: false,

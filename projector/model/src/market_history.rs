@@ -178,6 +178,7 @@ impl Projection for MarketHistory {
         }
         change_offer(rows, recorded, machine, |offered| match event {
             Event::MachineRepriced(e) => offered.price = e.price,
+            Event::MachineSettingsRequested(e) => offered.price = e.settings.price,
             _ => offered.facts().apply(event),
         })
     }

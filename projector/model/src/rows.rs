@@ -12,7 +12,9 @@ use gpubnb_events::{
     AccountId, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Check, Fault, Reason, Settled},
     signed_log::SignedLog,
-    spec::{Artifact, JobSpec, LeftOut, Limits, Offer, Placement, PlacementExplanation, Terms, Traffic},
+    spec::{
+        Artifact, JobSpec, LeftOut, Limits, MachineSettings, Offer, Placement, PlacementExplanation, Terms, Traffic,
+    },
 };
 use gpubnb_query::view::{
     AttemptView, Balance, Day, Figures, JobState, JobView, LastFault, ListedMachine, MachineState, MarketDay,
@@ -78,6 +80,9 @@ pub struct MachineRow {
     pub owner: AccountId,
     pub public_keys: Vec<String>,
     pub offer: Offer,
+    /// The settings that the owner asked for, while the machine has not taken them.
+    #[serde(default)]
+    pub requested: Option<MachineSettings>,
     pub wanted: MachineState,
     #[serde(default)]
     pub away: bool,
@@ -313,6 +318,7 @@ impl From<MachineRow> for ListedMachine {
             owner,
             public_keys,
             offer,
+            requested,
             wanted,
             away,
             trouble,
@@ -331,6 +337,7 @@ impl From<MachineRow> for ListedMachine {
             owner,
             public_keys,
             offer,
+            requested,
             wanted,
             away,
             trouble: trouble.map(Into::into),

@@ -228,10 +228,21 @@ impl History {
 
     /// The job is settled. `billed` has the provider and the billed lease; if it is `None`, the job costs nothing.
     pub fn settled(&mut self, job: JobId, consumer: AccountId, billed: Option<(AccountId, Lease)>) -> Seq {
+        self.settled_with(job, consumer, billed, |_| {})
+    }
+
+    /// Like [`Self::settled`], with changed fields.
+    pub fn settled_with(
+        &mut self,
+        job: JobId,
+        consumer: AccountId,
+        billed: Option<(AccountId, Lease)>,
+        change: impl FnOnce(&mut Settled),
+    ) -> Seq {
         let posting = |account, amount| Posting { account, amount };
         let (available, held) = (LedgerAccount::Available(consumer), LedgerAccount::Held(consumer));
         let bill = Settled { job, consumer, ..fixture!(Settled) };
-        self.record(match billed {
+        let mut settled = match billed {
             Some((provider, lease)) => Settled {
                 provider: Some(provider),
                 lease: Some(lease),
@@ -253,7 +264,9 @@ impl History {
                 postings: vec![posting(held, -HOLD), posting(available, HOLD)],
                 ..bill
             },
-        })
+        };
+        change(&mut settled);
+        self.record(settled)
     }
 
     /// Records all events of a successful job: submitted, assigned, accepted, started, completed, settled.

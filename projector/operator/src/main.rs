@@ -15,10 +15,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     gpubnb_runtime::make_files_private();
-    gpubnb_runtime::observe::start();
+    let cli = Cli::parse();
+    if matches!(cli.command, Command::Run(_)) {
+        gpubnb_runtime::observe::start();
+    } else {
+        gpubnb_runtime::observe::start_quietly();
+    }
     let shutdown = CancellationToken::new();
     gpubnb_runtime::observe::cancel_on_signal(shutdown.clone());
-    let cli = Cli::parse();
     match cli.command {
         Command::Run(args) => Box::pin(run(cli.nats, args, shutdown)).await.map(|()| ExitCode::SUCCESS),
         tool => Box::pin(operate(cli.nats, tool, shutdown)).await,

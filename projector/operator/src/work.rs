@@ -48,10 +48,10 @@ pub(crate) async fn lag(client: async_nats::Client, args: &LagArgs) -> anyhow::R
             "\nMARKET is never trimmed: {thousand} KiB for 1,000 jobs, {year} MiB a year at the pace so far"
         ))?;
     }
-    print_result(format_args!("\n{:<10} {:>12} {:>10}  state", "model", "checkpoint", "lag"))?;
+    print_result(format_args!("\n{:<14} {:>12} {:>10}  state", "model", "checkpoint", "lag"))?;
     for m in &platform.models {
         let state = m.stopped.as_deref().unwrap_or("folding");
-        print_result(format_args!("{:<10} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last)))?;
+        print_result(format_args!("{:<14} {:>12} {:>10}  {state}", m.name, m.checkpoint.0, m.lag(platform.last)))?;
     }
     Ok(())
 }
@@ -147,10 +147,10 @@ fn report_verification(v: &Verification, json: bool) -> anyhow::Result<()> {
     if json {
         print_result(&serde_json::to_string(&serde_json::json!({ "clean": clean, "verification": v }))?)?;
     } else {
-        print_result(format_args!("{:<10} {:>12}  rows that differ", "model", "rows"))?;
+        print_result(format_args!("{:<14} {:>12}  rows that differ", "model", "rows"))?;
         for m in &v.models {
             let differing = if m.differing.is_empty() { "none".to_owned() } else { m.differing.join(" ") };
-            print_result(format_args!("{:<10} {:>12}  {differing}", m.name, m.rows))?;
+            print_result(format_args!("{:<14} {:>12}  {differing}", m.name, m.rows))?;
         }
         v.violations.iter().try_for_each(|x| print_result(format_args!("event {}: {}", x.seq, x.what)))?;
         v.quarantined

@@ -14,7 +14,7 @@ use crate::{
     },
     view::{
         AttemptOutcome, Balance, Day, Figures, JobView, MachineView, MarketDay, ModelHistory, ModelSummary, Page,
-        Reading, Receipt, StatementLine, TrailEvent,
+        Reading, Receipt, StatementLine, TrailEvent, TypicalRun,
         ops::{Accounts, PastRow, Platform, StuckJob, TimeTravel},
     },
 };
@@ -125,6 +125,11 @@ impl QueryClient {
     /// The prices and the free machines of a model in the last hours.
     pub async fn model_history(&self, actor: Actor, query: ModelHistoryQuery) -> Result<ModelHistory, RpcError> {
         self.ask("model_history", actor, Seq::ZERO, query).await
+    }
+
+    /// The usual time and cost of the jobs of each template that had a completed run.
+    pub async fn typical_runs(&self, actor: Actor) -> Result<Vec<TypicalRun>, RpcError> {
+        self.ask("typical_runs", actor, Seq::ZERO, ()).await
     }
 
     /// What became of jobs and machines on the days with an event since the day `from`, newest first. At most 366 days.

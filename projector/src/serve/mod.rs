@@ -7,13 +7,13 @@ mod read;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use gpubnb_events::{Actor, MachineId, ProjectorId, Refusal, RefusalKind, Seq, subject};
+use gpubnb_events::{Actor, MachineId, ProjectorId, Refusal, RefusalKind, Seq, command::DayEarnings, subject};
 use gpubnb_log::{Log, stream::CHECKPOINTS};
 use gpubnb_model::merkle::{Merkle, StoredTree};
 use gpubnb_proof::{MessageLine, Proof, merkle};
 use gpubnb_query::{
-    request::{Lag, ModelState, QueryRequest, ReadingsQuery, TrailQuery},
-    view::{Page, TrailEvent},
+    request::{DaysOf, DaysQuery, Lag, ModelState, QueryRequest, ReadingsQuery, TrailQuery},
+    view::{Day, Page, TrailEvent},
 };
 use gpubnb_runtime::rpc::{Incoming, Requester, RpcError, Server};
 use serde::{Serialize, de::DeserializeOwned};
@@ -34,6 +34,8 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 const HEAD_PAUSE: Duration = Duration::from_millis(200);
 /// The most events of a trail that are read from the log at the same time.
 const CONCURRENT_READS: usize = 64;
+/// The most days of earnings in the answer to a machine.
+const DAYS_OF_MACHINE: u32 = 31;
 
 /// The progress of the fold: `seq` is the last sequence that every running model has folded.
 #[derive(Debug, Clone, Default)]
@@ -79,6 +81,7 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "models", |q, _, from: u32| async move { q.read.models(from) }).await?;
     endpoint(server, q, "model_history", |q, _, query| async move { q.read.model_history(&query) }).await?;
     endpoint(server, q, "market_days", |q, _, from: u32| async move { q.read.market_days(from) }).await?;
+    endpoint(server, q, "typical_runs", |q, _, ()| async move { q.read.typical_runs() }).await?;
     endpoint(server, q, "machines", |q, _, after| async move { q.read.machines(after) }).await?;
     endpoint(server, q, "machines_of", |q, actor, query| async move { q.read.machines_of(actor, query) }).await?;
     endpoint(server, q, "outcomes", |q, _, machine: MachineId| async move { q.read.outcomes(machine) }).await?;
@@ -92,7 +95,24 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "statement", |q, actor, query| async move { q.read.statement(actor, &query) }).await?;
     endpoint(server, q, "trail", |q, actor, query| async move { q.trail(actor, query).await }).await?;
     endpoint(server, q, "event", |q, actor, seq| async move { q.event(actor, seq).await }).await?;
-    endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await
+    endpoint(server, q, "proof", |q, actor, seq| async move { q.proof(actor, seq).await }).await?;
+    serve_days_of_machines(server, q).await
+}
+
+/// Registers the one query that machines may ask: what the machine itself has earned.
+async fn serve_days_of_machines(server: &Server, queries: &Queries) -> Result<(), async_nats::Error> {
+    let (queries, subject) = (queries.clone(), subject::machine_query_filter("days"));
+    let days = move |incoming: Incoming| {
+        let queries = queries.clone();
+        async move {
+            queries.wait_for(queries.floor).await?;
+            let Actor::Machine(machine) = incoming.actor else { return Err(not_found("machine")) };
+            let query = DaysQuery { of: DaysOf::Machine(machine), most: DAYS_OF_MACHINE };
+            let earnings = |day: Day| DayEarnings { day: day.day, earned: day.earned, jobs: day.jobs };
+            to_json(queries.read.days(incoming.actor, query)?.into_iter().map(earnings).collect::<Vec<_>>())
+        }
+    };
+    server.endpoint("query-machine-days", subject, Requester::Machine, days).await
 }
 
 /// The address of an endpoint: its name in the metrics, and its NATS subject.

@@ -16,6 +16,7 @@ use tracing::Span;
 
 use super::{
     container::Container,
+    dataset_cache::DatasetCache,
     door::{AttemptDoor, DoorRules},
     images::Images,
     job_disk::{JobDisk, JobDisks},
@@ -49,6 +50,7 @@ pub(crate) struct Tools {
     /// Time between SIGTERM and SIGKILL for a job that is stopped because the owner needs the machine.
     pub(crate) reclaim_grace: Duration,
     pub(crate) job_disks: JobDisks,
+    pub(crate) datasets: DatasetCache,
     pub(crate) door_rules: DoorRules,
     pub(crate) http: reqwest::Client,
     pub(crate) identity: Arc<Identity>,

@@ -138,7 +138,7 @@ impl Images {
         // The broker tells the machine's address as the broker sees it. A router may lead that address back into the
         // owner's network.
         if let Ok(address) = context.tools.js.client().server_info().client_ip.parse() {
-            fetcher.dialer.refuse_own_address(address);
+            fetcher.registries.dialer.refuse_own_address(address);
         }
         // Docker may go on loading when the worker stops waiting, so the image is in the cache's list from here on.
         self.fetched.add(local, fetcher.largest);

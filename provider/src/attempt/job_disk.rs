@@ -305,7 +305,10 @@ async fn remove_or_warn(dir: &Path) {
 pub(super) async fn remove(dir: &Path) -> io::Result<()> {
     let root = JobDisk::of(dir).root;
     if is_mounted(&root)? {
-        run_program("umount", &[], &[&root]).await?;
+        // A copy of a dataset for a job that was stopped meanwhile may still write its last file.
+        if run_program("umount", &[], &[&root]).await.is_err() {
+            run_program("umount", &["--lazy"], &[&root]).await?;
+        }
     }
     let dir = dir.to_owned();
     tokio::task::spawn_blocking(move || remove_tree(&dir)).await.map_err(io::Error::other)?

@@ -19,7 +19,10 @@
 mod artifacts;
 mod container;
 mod context;
+mod dataset_cache;
+mod datasets;
 mod door;
+mod download;
 mod end;
 #[cfg(test)]
 mod gpu_loss;
@@ -57,6 +60,7 @@ use tracing::{debug, info, warn};
 
 pub(crate) use self::{
     context::{AttemptContext, Tools},
+    dataset_cache::DatasetCache,
     door::DoorRules,
     image_cache::CacheLimits,
     images::{ImageRules, Images},

@@ -6,11 +6,11 @@ use std::{collections::BTreeMap, io, path::Path};
 use gpubnb_events::{
     command::{Done, Grant, Start},
     event::Reason,
-    spec::JobSpec,
+    spec::{DatasetMount, JobSpec},
 };
 use tracing::info;
 
-use super::{Problem, container::CreateResult, context::AttemptContext, door, end::AttemptEnd, inputs};
+use super::{Problem, container::CreateResult, context::AttemptContext, datasets, door, end::AttemptEnd, inputs};
 use crate::{
     desired_state::StopReason,
     docker::{LocalImage, SandboxParams, hardened_container, job_user},
@@ -30,12 +30,12 @@ pub(super) async fn prepare(context: &AttemptContext, grant: &Grant) -> Result<C
     let prepare = async {
         let (image, ()) = tokio::try_join!(find_image(context, grant), door::start_relay(context, grant))?;
         // `Started` starts the market's clock of the run time. It is recorded while the container is created, which is
-        // fast. A download of input files takes long, so `Started` is then recorded after the download. The container
+        // fast. A download of files takes long, so `Started` is then recorded after the download. The container
         // is started after both.
         let start = Start { job: context.job, lease: context.lease, image_digest: image.id.clone() };
         let recorded = context.tools.platform.call_until_answered::<Done>("start", &start);
         let created = create_container(context, grant, image);
-        if grant.spec.inputs.is_empty() {
+        if grant.spec.inputs.is_empty() && grant.spec.datasets.is_empty() {
             let (created, recorded) = tokio::join!(created, recorded);
             return Ok((created?, recorded));
         }
@@ -69,8 +69,8 @@ async fn find_image(context: &AttemptContext, grant: &Grant) -> Result<LocalImag
 const MAX_VOLUMES: usize = 32;
 
 /// Refuses an image with too many volumes, or with a volume where the worker cannot mount a directory, such as
-/// `/proc/data`.
-fn check_volumes(image: &LocalImage) -> Result<(), Problem> {
+/// `/proc/data`. `mounted` are the directories of the job's datasets.
+fn check_volumes(image: &LocalImage, mounted: &[String]) -> Result<(), Problem> {
     let bad = |why: String| Err(Problem::new(Reason::BadImage, why));
     if image.volumes.len() > MAX_VOLUMES {
         return bad(format!("the image has more than {MAX_VOLUMES} volumes"));
@@ -81,7 +81,13 @@ fn check_volumes(image: &LocalImage) -> Result<(), Problem> {
             .strip_prefix('/')
             .is_some_and(|rest| rest.trim_end_matches('/').split('/').all(|part| !["", ".", ".."].contains(&part)));
         let is_inside_input = !is_input(path) && is_below(path, "/input");
-        if !is_plain || is_inside_input || ["/proc", "/sys", "/dev"].iter().any(|directory| is_below(path, directory)) {
+        // Docker would make a directory in a dataset that other jobs use, too.
+        let is_inside_dataset = mounted.iter().any(|directory| is_below(path, directory));
+        if !is_plain
+            || is_inside_input
+            || is_inside_dataset
+            || ["/proc", "/sys", "/dev"].iter().any(|directory| is_below(path, directory))
+        {
             let shown: String = path.chars().take(100).collect();
             return bad(format!("the image has a volume at {shown:?}, where no volume can be"));
         }
@@ -106,11 +112,14 @@ async fn create_container(
     let (tools, directory) = (&context.tools, context.directory());
     // Input files take the place of a volume. Without them, the volume is on the job's disk as every other: Docker
     // would put it on the machine's own, outside the job's limit.
-    image.volumes.retain(|path| grant.spec.inputs.is_empty() || !is_input(path));
-    check_volumes(&image)?;
+    let mounted: Vec<String> = grant.spec.datasets.iter().map(DatasetMount::path).collect();
+    let is_mounted = |path: &str| mounted.iter().any(|mounted| path.trim_end_matches('/') == mounted);
+    image.volumes.retain(|path| (grant.spec.inputs.is_empty() || !is_input(path)) && !is_mounted(path));
+    check_volumes(&image, &mounted)?;
     let (size, volumes) = (grant.spec.resources.disk_size().bytes(), image.volumes.len());
     let disk = tools.job_disks.make(&directory, size, volumes).await.map_err(disk_problem)?;
     let input = inputs::fetch(context, grant).await?;
+    let datasets = datasets::fetch(context, grant, &disk).await?;
     let params = SandboxParams {
         machine: tools.machine,
         job: context.job,
@@ -120,6 +129,7 @@ async fn create_container(
         scratch: &disk.scratch(),
         volumes: (0..volumes).map(|index| disk.volume(index)).collect(),
         input: input.as_deref(),
+        datasets,
         env: decrypt_environment(context, grant)?,
         user: job_user(),
         gpus: allocate_gpus(context, &grant.spec)?,

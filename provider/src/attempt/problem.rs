@@ -27,8 +27,8 @@ impl Problem {
         let text = e.to_string();
         let mentions = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
         // The image has a file, or a loop of links, where one of the job's directories is mounted.
-        let is_blocked_mount = mentions(&["/leases/", "Cannot mkdir: "])
-            && mentions(&["not a directory", "too many levels of symbolic links"]);
+        let is_blocked_mount = mentions(&["/leases/", "/datasets/", "Cannot mkdir: "])
+            && mentions(&["not a directory", "too many levels of symbolic links", "read-only file system"]);
         let reason = if mentions(&["no space left on device"]) {
             Reason::DiskFull
         } else if is_blocked_mount

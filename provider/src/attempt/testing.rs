@@ -12,6 +12,7 @@ use gpubnb_events::{
     spec::{Egress, Hardware, JobSpec, Mebibytes},
     template,
 };
+use gpubnb_registry::Registries;
 use gpubnb_runtime::{nats::machine_jetstream, rpc::Caller};
 use serde_json::json;
 use tokio::{
@@ -20,7 +21,9 @@ use tokio::{
     sync::watch,
 };
 
-use super::{AttemptContext, CacheLimits, DoorRules, ImageRules, Images, JobDisks, Tools, watch::wait_for_value};
+use super::{
+    AttemptContext, CacheLimits, DatasetCache, DoorRules, ImageRules, Images, JobDisks, Tools, watch::wait_for_value,
+};
 use crate::{
     config::DiskQuota, identity::Identity, image_fetch::ImageFetcher, lease_table::LeaseTable, platform::Platform,
 };
@@ -117,7 +120,7 @@ pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<Leas
     let identity = Arc::new(Identity::open(state).unwrap());
     let rules = ImageRules {
         registries: None,
-        fetcher: ImageFetcher { dialer: Dialer::default(), private: Vec::new(), largest: 0 },
+        fetcher: ImageFetcher { registries: Registries { dialer: Dialer::default(), private: Vec::new() }, largest: 0 },
         cache: CacheLimits { bytes: 0, unused: Millis(0) },
     };
     // The call fails if a library has already installed a provider of cryptography. That provider is as good.
@@ -136,6 +139,7 @@ pub(super) async fn attempt(state: &Path, docker: &StubDocker, leases: &Arc<Leas
         max_log: 1 << 20,
         reclaim_grace: RECLAIM_GRACE,
         job_disks: JobDisks::new(state, (0, 0), DiskQuota::Poll),
+        datasets: DatasetCache::new(state, state.join("leases"), 1 << 30),
         door_rules: DoorRules {
             hosts: Egress::default(),
             ports: Vec::new(),
@@ -173,5 +177,5 @@ pub(super) fn grant(time: Millis, budget: Option<Millis>, output: Mebibytes) -> 
     let mut resources = template.resources.clone();
     (resources.output, resources.disk) = (output, Some(output));
     let spec = JobSpec::for_image("test", template.image, Vec::new(), resources);
-    Grant { spec, time, budget, started: false, upload: None, inputs: Vec::new(), env: None }
+    Grant { spec, time, budget, started: false, upload: None, inputs: Vec::new(), datasets: Vec::new(), env: None }
 }

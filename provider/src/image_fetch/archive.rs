@@ -10,13 +10,12 @@ use bollard::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use gpubnb_registry::{Descriptor, Registry, RegistryError};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
 use super::{
     FETCH_TIMEOUT, FetchError, FetchProgress,
-    documents::Descriptor,
-    registry::Registry,
     unpacked::{CountedLayer, LayerCounter, Unpacked},
 };
 
@@ -95,10 +94,12 @@ impl Archive {
         while let Some(chunk) = reader.next().await? {
             progress.send_modify(|progress| progress.done += chunk.len() as u64);
             if !counter.add(chunk.clone()).await {
-                let refused = counter.finish().await.err().unwrap_or(FetchError::Malformed);
+                let refused = counter.finish().await.err().unwrap_or(RegistryError::Malformed.into());
                 // If the layer is no archive, read it to its end. The reader may then find that the registry sent other
                 // bytes than the digest names, which tells the consumer more.
-                while matches!(refused, FetchError::Malformed) && reader.next().await?.is_some() {}
+                while matches!(refused, FetchError::Registry(RegistryError::Malformed))
+                    && reader.next().await?.is_some()
+                {}
                 return Err(refused);
             }
             self.write(chunk).await?;

@@ -1,65 +1,36 @@
 //! Fetches the image of a job from its registry, and loads the image into Docker. Docker itself never follows a name
 //! that a consumer chose: the worker resolves the name and connects, to public addresses only (`gpubnb-dialer`).
 //!
-//! - `registry.rs`: the requests to one registry: tokens, redirects, connections that break off.
-//! - `documents.rs`: the index, the manifest and the configuration of an image.
+//! The crate `gpubnb-registry` has the requests to registries, and the documents of images.
+//!
 //! - `unpacked.rs`: the size of a layer's files after unpacking.
 //! - `archive.rs`: the archive that Docker loads, made while the layers arrive.
 
 mod archive;
-mod documents;
-mod registry;
 mod unpacked;
 
-use std::{collections::HashMap, str::FromStr, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use bollard::Docker;
-use gpubnb_dialer::{AllowedHost, DialError, Dialer};
-use gpubnb_events::{
-    event::Reason,
-    spec::{DEFAULT_REGISTRY, ImageName},
+use gpubnb_events::{event::Reason, spec::ImageName};
+use gpubnb_registry::{
+    ImageConfig, ImageManifest, MAX_LAYERS, Registries, Registry, RegistryError, is_on_docker_hub, read_config,
+    read_manifest,
 };
-use reqwest::Url;
 use tokio::sync::watch;
 
 use self::{
     archive::{Archive, load},
-    documents::{ImageConfig, ImageManifest, read_config, read_manifest},
-    registry::Registry,
     unpacked::Unpacked,
 };
 
 /// Longest time to fetch an image.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1_800);
 
-/// A registry that the owner allows although its address may be private: `http://127.0.0.1:5000`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PrivateRegistry {
-    /// The registry in the names of its images: `127.0.0.1:5000`.
-    pub(crate) name: String,
-    url: Url,
-}
-
-impl FromStr for PrivateRegistry {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let is_plain = |url: &Url| {
-            let has_more = !url.username().is_empty() || url.password().is_some() || url.query().is_some();
-            ["http", "https"].contains(&url.scheme()) && url.path() == "/" && !has_more && url.fragment().is_none()
-        };
-        let url = Url::parse(text).ok().filter(is_plain);
-        let url = url.ok_or("a private registry is an address without a path: https://registry.lan:5000")?;
-        let name = text.split_once("://").map_or(text, |(_, name)| name).trim_end_matches('/').to_owned();
-        Ok(Self { name, url })
-    }
-}
-
 /// Fetches images.
 #[derive(Debug)]
 pub(crate) struct ImageFetcher {
-    pub(crate) dialer: Dialer,
-    pub(crate) private: Vec<PrivateRegistry>,
+    pub(crate) registries: Registries,
     /// Largest image, bytes. The limit holds for the layers as they are sent, all together, and for the unpacked files.
     pub(crate) largest: u64,
 }
@@ -84,11 +55,6 @@ pub(crate) fn local_name(name: &ImageName<'_>) -> String {
         Some(digest) => format!("{repository}:sha256-{digest}"),
         None => format!("{repository}:{}", name.tag.unwrap_or("latest")),
     }
-}
-
-/// True for an image of Docker's own registry, which has two names.
-fn is_on_docker_hub(name: &ImageName<'_>) -> bool {
-    [DEFAULT_REGISTRY, "index.docker.io"].contains(&name.registry())
 }
 
 /// The parts of an image that is about to be loaded.
@@ -125,7 +91,7 @@ impl ImageParts {
             let after = archive.add_layer(registry, layer, unpacked, progress).await?;
             let named = self.config.diff_ids.get(index).and_then(|id| id.strip_prefix("sha256:"));
             if named != Some(after.digest.as_str()) {
-                return Err(FetchError::Malformed);
+                return Err(RegistryError::Malformed.into());
             }
             added.insert(&layer.digest, after.total.minus(unpacked));
             unpacked = after.total;
@@ -154,7 +120,7 @@ impl ImageFetcher {
         name: &ImageName<'_>,
         progress: &watch::Sender<FetchProgress>,
     ) -> Result<u64, FetchError> {
-        let mut registry = self.registry(name)?;
+        let mut registry = self.registries.open(name)?;
         let manifest = read_manifest(&mut registry, name).await?;
         let config = read_config(&mut registry, &manifest).await?;
         let known = archive::known_layers(docker, &config.diff_ids).await?;
@@ -184,67 +150,18 @@ impl ImageFetcher {
         progress.send_replace(FetchProgress { done: 0, total });
         load(docker, body, parts.send(registry, archive, Unpacked::new(self.largest), progress)).await
     }
-
-    /// The registry of an image.
-    fn registry(&self, name: &ImageName<'_>) -> Result<Registry, FetchError> {
-        if let Some(private) = self.private.iter().find(|private| private.name.eq_ignore_ascii_case(name.registry())) {
-            let host = AllowedHost {
-                host: private.url.host_str().unwrap_or_default().to_owned(),
-                port: private.url.port_or_known_default().unwrap_or_default(),
-            };
-            return Ok(Registry::new(self.dialer.allowing(host), private.url.clone(), &private.name, name.repository));
-        }
-        // The registry of Docker has another address than its name says.
-        let host = if is_on_docker_hub(name) { "registry-1.docker.io" } else { name.registry() };
-        let repository = if is_on_docker_hub(name) && !name.repository.contains('/') {
-            format!("library/{}", name.repository)
-        } else {
-            name.repository.to_owned()
-        };
-        let url = Url::parse(&format!("https://{host}/")).map_err(|_| FetchError::Malformed)?;
-        Ok(Registry::new(self.dialer.clone(), url, name.registry(), &repository))
-    }
 }
 
 /// A failure to fetch an image. The texts are shown to the consumer. They contain nothing that a server answered: a
 /// consumer could otherwise read answers of servers that only this machine can reach.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
-    /// The registry cannot be connected to.
-    #[error("the image cannot be fetched: {0}")]
-    Dial(#[from] DialError),
-    /// The registry has no such image.
-    #[error("the registry {0} has no image of this name")]
-    NoSuchImage(String),
-    /// The registry gives the image to nobody without a password.
-    #[error("the registry {0} gives this image to nobody without a password: make the image public")]
-    Denied(String),
-    /// The registry asks to wait.
-    #[error("the registry {0} limits how much it serves; the job is tried again later")]
-    Limited(String),
-    /// The registry answered something else than an image.
-    #[error("the registry {0} does not serve the image at the moment; the job is tried again later")]
-    Unavailable(String),
-    /// The connection to the registry broke off, again and again.
-    #[error("the line to the registry {registry} broke off again and again; the job is tried again later")]
-    BrokenOff {
-        /// The registry.
-        registry: String,
-        /// The last error.
-        source: reqwest::Error,
-    },
+    /// The registry does not serve the image.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// The image took longer than [`FETCH_TIMEOUT`].
     #[error("the image was not fetched within {} minutes; another try may be faster", FETCH_TIMEOUT.as_secs() / 60)]
     TooSlow,
-    /// The bytes are others than the digest says.
-    #[error("the registry {0} sent other bytes than the digest names: verification failed")]
-    WrongDigest(String),
-    /// A document or a layer of the image cannot be read.
-    #[error("the image is malformed: its manifest, its configuration or a layer cannot be read")]
-    Malformed,
-    /// The image runs on other machines.
-    #[error("the image has no variant for linux/{0}: build it for this platform, too")]
-    OtherPlatform(&'static str),
     /// The image is too large for this machine, as its manifest says.
     #[error("the image is larger than {} GiB, which is the most that this machine's owner allows", largest >> 30)]
     PackedTooLarge {
@@ -260,7 +177,7 @@ pub(crate) enum FetchError {
     /// The image has too many layers or files.
     #[error(
         "the image has too many layers or files: at most {} layers and {} files are allowed",
-        documents::MAX_LAYERS,
+        MAX_LAYERS,
         unpacked::MAX_FILES
     )]
     TooMany,
@@ -276,35 +193,14 @@ pub(crate) enum FetchError {
 }
 
 impl FetchError {
-    /// True for a failure that may pass within a minute.
-    fn may_pass(&self) -> bool {
-        matches!(
-            self,
-            Self::Dial(DialError::Unreachable { .. } | DialError::Unresolved { .. })
-                | Self::Limited(_)
-                | Self::Unavailable(_)
-                | Self::BrokenOff { .. }
-        )
-    }
-
     /// The reason for the market. Whatever may be different on another machine, or a moment later, is nobody's fault.
     pub(crate) fn reason(&self) -> Reason {
         match self {
-            Self::NoSuchImage(_)
-            | Self::Denied(_)
-            | Self::WrongDigest(_)
-            | Self::Malformed
-            | Self::UnpackedTooLarge { .. }
-            | Self::TooMany => Reason::BadImage,
+            Self::Registry(e) if e.is_of_the_image() => Reason::BadImage,
+            Self::UnpackedTooLarge { .. } | Self::TooMany => Reason::BadImage,
             // A larger machine, or one of another platform, may take the image. A name that leads to a private address
             // looks the same as a machine whose resolver misleads it.
-            Self::PackedTooLarge { .. }
-            | Self::OtherPlatform(_)
-            | Self::Dial(_)
-            | Self::Limited(_)
-            | Self::Unavailable(_)
-            | Self::BrokenOff { .. }
-            | Self::TooSlow => Reason::RegistryUnavailable,
+            Self::Registry(_) | Self::PackedTooLarge { .. } | Self::TooSlow => Reason::RegistryUnavailable,
             Self::Docker(e) if e.to_string().contains("no space left on device") => Reason::DiskFull,
             // A layer that Docker cannot unpack looks the same as a Docker that is broken.
             Self::Docker(_) | Self::ArchiveRefused => Reason::RegistryUnavailable,
@@ -333,33 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn a_private_registry_is_an_address_without_a_path() {
-        let name = |text: &str| text.parse::<PrivateRegistry>().ok().map(|registry| registry.name);
-        assert_eq!(name("http://127.0.0.1:5000").as_deref(), Some("127.0.0.1:5000"));
-        assert_eq!(name("https://registry.lan/").as_deref(), Some("registry.lan"));
-        for refused in [
-            "https://user:secret@registry.lan",
-            "https://registry.lan/?a",
-            "https://registry.lan/#a",
-            "127.0.0.1:5000",
-            "registry.lan",
-            "ftp://registry.lan",
-            "https://registry.lan/team",
-            "",
-        ] {
-            assert_eq!(name(refused), None, "{refused}");
-        }
-    }
-
-    #[test]
     fn only_the_images_own_faults_are_the_consumers() {
         let registry = || "ghcr.io".to_owned();
-        let private = DialError::NotPublic(registry());
         for (error, reason) in [
-            (FetchError::NoSuchImage(registry()), Reason::BadImage),
+            (RegistryError::NoSuchImage(registry()).into(), Reason::BadImage),
             (FetchError::UnpackedTooLarge { largest: 1 << 30 }, Reason::BadImage),
-            (FetchError::Limited(registry()), Reason::RegistryUnavailable),
-            (FetchError::Dial(private), Reason::RegistryUnavailable),
+            (RegistryError::Limited(registry()).into(), Reason::RegistryUnavailable),
+            (RegistryError::OtherPlatform("amd64").into(), Reason::RegistryUnavailable),
             (FetchError::TooSlow, Reason::RegistryUnavailable),
         ] {
             assert_eq!(error.reason(), reason, "{error}");

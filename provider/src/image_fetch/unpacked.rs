@@ -12,6 +12,8 @@ use ruzstd::decoding::{
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+use gpubnb_registry::RegistryError;
+
 use super::FetchError;
 
 /// Most files of an image.
@@ -131,7 +133,7 @@ fn count(mut chunks: impl Read, before: Unpacked) -> Result<CountedLayer, FetchE
             let digest = data_encoding::HEXLOWER.encode(&counter.hash.finalize());
             Ok(CountedLayer { total: counter.unpacked, digest })
         }
-        (None, Err(_)) => Err(FetchError::Malformed),
+        (None, Err(_)) => Err(RegistryError::Malformed.into()),
     }
 }
 
@@ -190,21 +192,21 @@ impl TarCounter {
     /// Reads the header of a file. The end of the archive is a block of zeros.
     fn end_block(&mut self) -> Result<(), FetchError> {
         let block = std::mem::take(&mut self.block);
-        let header: &[u8; BLOCK] = block.as_slice().try_into().map_err(|_| FetchError::Malformed)?;
+        let header: &[u8; BLOCK] = block.as_slice().try_into().map_err(|_| RegistryError::Malformed)?;
         if header.iter().all(|byte| *byte == 0) {
             return Ok(());
         }
         let header = tar::Header::from_byte_slice(header);
         if !is_header(header) {
-            return Err(FetchError::Malformed);
+            return Err(RegistryError::Malformed.into());
         }
         let kind = header.entry_type();
         if kind.is_gnu_sparse() {
-            return Err(FetchError::Malformed);
+            return Err(RegistryError::Malformed.into());
         }
         let is_extension = kind.is_pax_local_extensions() || kind.is_pax_global_extensions();
         let is_name = kind.is_gnu_longname() || kind.is_gnu_longlink();
-        let mut size = header.entry_size().map_err(|_| FetchError::Malformed)?;
+        let mut size = header.entry_size().map_err(|_| RegistryError::Malformed)?;
         if !is_extension && !is_name {
             self.unpacked.files += 1;
             size = self.next_size.take().unwrap_or(size);
@@ -214,10 +216,10 @@ impl TarCounter {
             }
         }
         if (is_extension || is_name) && size > MAX_EXTENSION {
-            return Err(FetchError::Malformed);
+            return Err(RegistryError::Malformed.into());
         }
         self.extension = is_extension.then(Vec::new);
-        self.content = size.checked_next_multiple_of(BLOCK as u64).ok_or(FetchError::Malformed)?;
+        self.content = size.checked_next_multiple_of(BLOCK as u64).ok_or(RegistryError::Malformed)?;
         Ok(())
     }
 
@@ -225,13 +227,13 @@ impl TarCounter {
     fn end_extension(&mut self, content: &[u8]) -> Result<(), FetchError> {
         let end = content.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         for record in tar::PaxExtensions::new(&content[..end]) {
-            let record = record.map_err(|_| FetchError::Malformed)?;
-            match record.key().map_err(|_| FetchError::Malformed)? {
+            let record = record.map_err(|_| RegistryError::Malformed)?;
+            match record.key().map_err(|_| RegistryError::Malformed)? {
                 "size" => {
                     let size = record.value().ok().and_then(|size| size.parse().ok());
-                    self.next_size = Some(size.ok_or(FetchError::Malformed)?);
+                    self.next_size = Some(size.ok_or(RegistryError::Malformed)?);
                 }
-                key if key.starts_with("GNU.sparse") => return Err(FetchError::Malformed),
+                key if key.starts_with("GNU.sparse") => return Err(RegistryError::Malformed.into()),
                 _ => {}
             }
         }
@@ -409,11 +411,14 @@ mod tests {
         let hidden = [extended("comment=abc", tar::EntryType::Directory, 1 << 33, &[]), archive(&[1])].concat();
         assert_eq!(read(&hidden).unwrap(), 2);
         for sparse in ["GNU.sparse.major=1", "GNU.sparse.realsize=1099511627776"] {
-            assert!(matches!(read(&extended(sparse, regular, 0, &[])), Err(FetchError::Malformed)), "{sparse}");
+            assert!(
+                matches!(read(&extended(sparse, regular, 0, &[])), Err(FetchError::Registry(RegistryError::Malformed))),
+                "{sparse}"
+            );
         }
         for other in [&b"BZh91AY&SY"[..], &[0xfd, b'7', b'z', b'X', b'Z', 0], &[b'x'; 2_000]] {
             let padded = [other, &[b'x'; BLOCK]].concat();
-            assert!(matches!(read(&padded), Err(FetchError::Malformed)), "{other:?}");
+            assert!(matches!(read(&padded), Err(FetchError::Registry(RegistryError::Malformed))), "{other:?}");
         }
     }
 
@@ -422,7 +427,7 @@ mod tests {
         let plain = archive(&[5_000]);
         for packed in [gzip(&plain), zstd(&plain)] {
             let cut = &packed[..packed.len() - 5];
-            assert!(matches!(count(cut, Unpacked::new(LARGEST)), Err(FetchError::Malformed)));
+            assert!(matches!(count(cut, Unpacked::new(LARGEST)), Err(FetchError::Registry(RegistryError::Malformed))));
         }
     }
 }

@@ -121,6 +121,7 @@ async fn measure(subject: &TestSubject<'_>, docker: &Docker, gpu: &str) -> anyho
         scratch: &output.0,
         volumes: Vec::new(),
         input: None,
+        datasets: Vec::new(),
         env: BTreeMap::new(),
         user: job_user(),
         gpus: vec![gpu.to_owned()],

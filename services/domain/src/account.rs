@@ -133,6 +133,11 @@ impl Account {
         Ok(self.propose(event, format!("{account}.suspension.{}", self.last), None))
     }
 
+    /// False for a closed account.
+    pub fn is_open(&self) -> bool {
+        self.closed.is_none()
+    }
+
     pub(crate) fn check_not_closed(&self) -> Result<(), DomainError> {
         if self.closed.is_some() { Err(DomainError::AccountClosed) } else { Ok(()) }
     }

@@ -6,7 +6,7 @@ use gpubnb_events::{
     command::{ClosePayout, ListMachine, Outcome, RecordTest, Report, RequestPayout, Secret, SetSuspension, Start},
     event::{Check, Reason},
     signed_log::SignedLog,
-    spec::{Artifact, Gpu, HostTraffic, Input, LeftOut, LeftOutReason, Mebibytes, Traffic, Usage},
+    spec::{Artifact, DatasetMount, Gpu, HostTraffic, Input, LeftOut, LeftOutReason, Mebibytes, Traffic, Usage},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -118,6 +118,9 @@ fn no_text_and_no_list_of_a_consumer_or_an_operator_makes_an_event_large() {
     submit.placement.requirements.region = Some("a".to_owned());
     submit.spec.inputs =
         vec![Input { path: "a".to_owned(), input: CommandId::generate(), bytes: 1, sha256: "0".repeat(64) }];
+    let dataset = "0".repeat(64).parse().unwrap();
+    submit.spec.datasets =
+        vec![DatasetMount { dataset, directory: "a".to_owned(), writable: true, files: 1, bytes: 1 }];
     check(&market, market.as_consumer(), &submit, |c| Command::Submit(account, c));
     let payout = RequestPayout { payout: CommandId::generate(), amount: MicroUsd(1) };
     market.when(market.as_consumer(), Command::RequestPayout(account, payout)).expect_appended();

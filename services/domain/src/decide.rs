@@ -91,7 +91,7 @@ impl World {
                 account(c.owner)?.check_not_closed()?;
                 Machine::list(self.machine(*id), *id, c)
             }
-            Command::ChangeMachine(c) => machine(c.machine)?.change(c.machine, c.change),
+            Command::ChangeMachine(c) => machine(c.machine)?.change(c.machine, c.change.clone()),
             Command::RecordTest(id, c) => machine(*id)?.record_test(*id, c),
             Command::Accept(id, c) => job()?.accept(*id, *c),
             Command::Decline(id, c) => job()?.decline(*id, c),
@@ -115,14 +115,14 @@ impl World {
     /// cancelled, money can always be paid out, and an operator can do everything. Commands that list a machine or take
     /// it off the market may use a reserve: a machine that used up its bytes with self-tests can still be paused.
     fn check_daily_bytes(&self, actor: Actor, command: &Command, now: Timestamp) -> Result<(), DomainError> {
-        use MachineChange::{Back, Reprice, Resume};
+        use MachineChange::{Back, Configure, Reprice, Resume};
         let (machine, most) = match command {
             _ if matches!(actor, Actor::Operator(_)) => return Ok(()),
             Command::Submit(id, _) | Command::Deposit(id, _) => {
                 return self.account(*id).map_or(Ok(()), |account| account.daily_bytes.check(now, MAX_OF_ACCOUNT));
             }
             Command::RecordTest(id, _) => (id, MAX_OF_MACHINE),
-            Command::ChangeMachine(ChangeMachine { machine, change: Back | Reprice(_) | Resume }) => {
+            Command::ChangeMachine(ChangeMachine { machine, change: Back | Configure(_) | Reprice(_) | Resume }) => {
                 (machine, MAX_OF_MACHINE)
             }
             Command::ListMachine(id, _) | Command::ChangeMachine(ChangeMachine { machine: id, .. }) => {

@@ -12,17 +12,17 @@ use gpubnb_events::{
     command::{MachineChange, RecordTest},
     event::{
         Check, MachineDelisted, MachineDrainStarted, MachineListed, MachineLost, MachinePaused, MachineRecovered,
-        MachineRepriced, MachineResumed, MachineSuspected, MachineTested, Speed, all_passed,
+        MachineRepriced, MachineResumed, MachineSettingsRequested, MachineSuspected, MachineTested, Speed, all_passed,
     },
     message::{EventId, Proposal},
     record::MachineRecord,
-    spec::Offer,
+    spec::{MachineSettings, Offer, Setting},
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use self::bounds::{COMPLETE_TEST, MAX_SLOTS};
-use self::bounds::{check_offer, check_price, check_test};
+use self::bounds::{check_offer, check_price, check_settings, check_test};
 use super::{
     Decision, DomainError, Listing,
     daily_bytes::{self, DailyBytes},
@@ -65,6 +65,8 @@ pub struct Machine {
     pub public_key: Option<String>,
     /// The hardware, the price and the policy that the machine offers.
     pub offer: Offer,
+    /// The settings that the owner asked for, while the machine has not taken them.
+    pub requested: Option<MachineSettings>,
     /// The availability that the owner decided.
     pub availability: Availability,
     /// True while the owner uses the machine. The machine itself reports this, and takes no jobs meanwhile.
@@ -94,6 +96,7 @@ impl Machine {
             owner: e.owner,
             public_key: e.public_key.clone(),
             offer: e.offer.clone(),
+            requested: None,
             availability: Availability::Ready,
             away: false,
             presence: Presence::Online,
@@ -110,6 +113,20 @@ impl Machine {
     /// True if the machine has a free slot.
     pub fn has_free_slot(&self) -> bool {
         self.leases.len() < self.offer.slots as usize
+    }
+
+    /// The settings that the owner wants the machine to have. A new price holds at once.
+    pub fn desired_settings(&self) -> MachineSettings {
+        let requested = self.requested.clone().unwrap_or_else(|| self.offer.settings());
+        MachineSettings { price: self.offer.price, ..requested }
+    }
+
+    /// Fails if the owner pinned this setting on the machine itself.
+    fn check_not_pinned(&self, setting: Setting) -> Result<(), DomainError> {
+        if !self.offer.policy.pinned.contains(&setting) {
+            return Ok(());
+        }
+        Err(DomainError::field(setting.name(), "This is pinned on the machine, and can be changed only there."))
     }
 
     /// Proposes an event of this machine.
@@ -162,7 +179,17 @@ impl Machine {
             (MachineChange::Reprice(price), _) if price == self.offer.price => already,
             (MachineChange::Reprice(price), _) => {
                 check_price(price)?;
+                self.check_not_pinned(Setting::Price)?;
                 Ok(self.propose(MachineRepriced { machine, price }))
+            }
+            (MachineChange::Configure(settings), _) => {
+                check_settings(&settings)?;
+                let differing = self.desired_settings().differing(&settings);
+                if differing.is_empty() {
+                    return already;
+                }
+                differing.into_iter().try_for_each(|setting| self.check_not_pinned(setting))?;
+                Ok(self.propose(MachineSettingsRequested { machine, settings }))
             }
         }
     }
@@ -225,7 +252,9 @@ impl Machine {
                         Availability::Delisted => Availability::Ready,
                         unchanged => unchanged,
                     };
+                    let requested = m.requested.take().and_then(|r| r.after_listing(&m.offer, &e.offer));
                     *m = Self {
+                        requested,
                         availability,
                         leases,
                         away: m.away,
@@ -245,6 +274,7 @@ impl Machine {
         machine.last = seq;
         match event {
             Event::MachineRepriced(e) => machine.offer.price = e.price,
+            Event::MachineSettingsRequested(e) => machine.requested = machine.offer.apply_request(&e.settings),
             Event::MachinePaused(e) if e.away => machine.away = true,
             Event::MachineResumed(e) if e.away => machine.away = false,
             Event::MachinePaused(_) => machine.availability = Availability::Paused,
@@ -283,7 +313,7 @@ fn hash_of(checks: &[Check]) -> [u8; 16] {
 mod tests {
     use super::*;
     use crate::{Command, testing::*};
-    use gpubnb_events::command::ChangeMachine;
+    use gpubnb_events::{HourlyRate, command::ChangeMachine};
 
     #[test]
     fn listing_the_same_offer_twice_writes_one_event() {
@@ -359,6 +389,59 @@ mod tests {
         market.when(market.as_provider(), delist).expect_appended();
         market.when(market.as_machine(), list).expect_appended();
         assert_eq!(market.machine_state().availability, Availability::Ready);
+    }
+
+    #[test]
+    fn the_machine_takes_the_settings_that_its_owner_asks_for() {
+        let mut market = given();
+        let machine = market.machine;
+        let configure = |settings: &MachineSettings| {
+            let change = MachineChange::Configure(settings.clone());
+            Command::ChangeMachine(ChangeMachine { machine, change })
+        };
+        let listed = market.machine_state().offer.settings();
+        let price = HourlyRate(listed.price.0 + listed.price.0);
+        let wanted = MachineSettings { price, slots: 3, hours: Some("22:00-08:00".to_owned()), ..listed.clone() };
+        market.when(market.as_provider(), configure(&wanted)).expect_appended();
+        market.when(market.as_provider(), configure(&wanted)).expect_already_done();
+        assert_eq!(market.machine_state().desired_settings(), wanted);
+        let offered = market.machine_state().offer.settings();
+        assert_eq!(offered, MachineSettings { price, ..listed.clone() }, "the machine has not taken the rest yet");
+        // A listing that was made before the machine knew of the request.
+        let mut offer = market.offer();
+        offer.region = "eu-north".to_owned();
+        offer.price = listed.price;
+        let list = Command::ListMachine(machine, market.listing(market.provider, offer.clone()));
+        market.when(market.as_machine(), list).expect_appended();
+        assert_eq!(
+            market.machine_state().desired_settings(),
+            MachineSettings { price: listed.price, ..wanted.clone() }
+        );
+        offer.set(wanted.clone());
+        let list = Command::ListMachine(machine, market.listing(market.provider, offer.clone()));
+        market.when(market.as_machine(), list).expect_appended();
+        assert_eq!((market.machine_state().requested.clone(), market.machine_state().offer.slots), (None, 3));
+
+        for bad in [
+            MachineSettings { slots: 0, ..wanted.clone() },
+            MachineSettings { hours: Some("25:00-26:00".to_owned()), ..wanted.clone() },
+            MachineSettings { idle_minutes: Some(100_000), ..wanted.clone() },
+        ] {
+            market.when(market.as_provider(), configure(&bad)).expect_refused();
+        }
+        offer.policy.pinned = vec![Setting::Hours];
+        let list = Command::ListMachine(machine, market.listing(market.provider, offer));
+        market.when(market.as_machine(), list).expect_appended();
+        market
+            .when(market.as_provider(), configure(&MachineSettings { hours: None, ..wanted.clone() }))
+            .expect_refused();
+        market.when(market.as_provider(), configure(&MachineSettings { slots: 4, ..wanted.clone() })).expect_appended();
+        // The owner pins on the machine what the page asked for meanwhile.
+        let mut offer = market.machine_state().offer.clone();
+        offer.policy.pinned = vec![Setting::Hours, Setting::Slots];
+        let list = Command::ListMachine(machine, market.listing(market.provider, offer));
+        market.when(market.as_machine(), list).expect_appended();
+        assert_eq!(market.machine_state().requested, None);
     }
 
     #[test]

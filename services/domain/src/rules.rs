@@ -7,16 +7,10 @@ use gpubnb_events::{
     spec::{
         Artifact, Egress, LeftOut, MAX_HOST, MAX_HOST_PATTERNS, MAX_TRAFFIC_HOSTS, Mebibytes, OTHER_HOSTS, Traffic,
     },
-    text::{DistinctPaths, MAX_NAMES, is_plain, is_plain_path},
+    text::{DistinctPaths, MAX_NAMES, is_plain, is_plain_path, is_sha256_hex},
 };
 
 use crate::DomainError;
-
-/// True for a SHA-256 hash, written as 64 hexadecimal digits.
-pub(crate) fn is_sha256_hex(hash: &str) -> bool {
-    hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit())
-}
-
 /// Checks a text for people: from 1 to `max_chars` characters, not only spaces, and none that can deceive a reader,
 /// such as a control character ([`is_plain`]).
 pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> Result<(), DomainError> {

@@ -12,7 +12,7 @@ use crate::{Settings, account::Account, job::Job, machine::Machine, recent_submi
 
 /// The version of the fields of [`World`] and of the fold in `apply.rs`. Raise it with every change of either, because
 /// snapshots of another version are discarded.
-pub(crate) const VERSION: u32 = 10;
+pub(crate) const VERSION: u32 = 11;
 
 /// The state of the whole market after one sequence of the log.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -93,6 +93,11 @@ impl World {
     /// Jobs that ended and are not settled.
     pub fn ended(&self) -> impl Iterator<Item = JobId> + '_ {
         self.ended.iter().copied()
+    }
+
+    /// True if a job with this id was submitted in the last days.
+    pub fn is_submitted(&self, job: JobId) -> bool {
+        self.submissions.get(job).is_some()
     }
 
     /// True if the submission with the sequence `submission` made no job, because another account submitted a job with

@@ -1,14 +1,15 @@
 //! The submission of a job: the rules for a job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gpubnb_events::{
     AccountId, MicroUsd, Millis, Seconds, Timestamp,
     command::SubmitJob,
+    dataset::is_dataset_name,
     event::JobSubmitted,
-    spec::{DEFAULT_SCRATCH, ImageName, JobSpec, Limits, Mebibytes},
+    spec::{DEFAULT_SCRATCH, DatasetMount, ImageName, JobSpec, Limits, Mebibytes},
     template,
-    text::is_plain_path,
+    text::{is_plain_path, is_sha256_hex},
 };
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     hold::{Hold, hold},
     placement,
     recent_submissions::{RETENTION, fingerprint},
-    rules::{check_egress, check_range, check_text, is_sha256_hex},
+    rules::{check_egress, check_range, check_text},
 };
 
 /// The least room on a job's disk beside the output, MiB.
@@ -91,6 +92,7 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
     check_env(c)?;
     check_egress(&spec.egress)?;
     check_inputs(spec)?;
+    check_datasets(spec)?;
     let r = &spec.resources;
     check_range("cpu", u64::from(r.cpu_millis), 100, 256_000, "thousandths of a core")?;
     check_range("memory", r.memory.0, 16, 1 << 22, "MiB")?;
@@ -173,8 +175,7 @@ fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), DomainError> {
     }
     Err(DomainError::field(
         "image",
-        "A custom image must be in a public registry and pinned by its digest, in small letters: name@sha256:… (64 hex \
-         digits).",
+        "A custom image must be in a public registry: python:3.12, or ghcr.io/team/tool@sha256:….",
     ))
 }
 
@@ -187,24 +188,35 @@ fn is_public_host(host: &str) -> bool {
         && !PRIVATE_DOMAINS.contains(&last.as_str())
 }
 
+/// True for a name that an environment variable of a job may have, as far as its letters and its length go.
+pub fn is_variable_name(name: &str) -> bool {
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    starts_well && name.len() <= 100 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// True for the names that the worker itself sets: the job's id, and the GPUs that the job may see.
+pub fn is_reserved_variable(name: &str) -> bool {
+    name.starts_with("GPUBNB_") || name.starts_with("NVIDIA_")
+}
+
 /// Checks the environment variables. `spec.env` has the names, which are public, in alphabetical order. `env` has the
-/// secret values, by name. Both must have the same names.
+/// secret values that the person gave, by name; the values of `spec.secrets` are named secrets of the account. Together
+/// both have the names of `spec.env`.
 fn check_env(c: &SubmitJob) -> Result<(), DomainError> {
-    let is_valid_name = |name: &String| {
-        let mut bytes = name.bytes();
-        let first = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-        first && name.len() <= 100 && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    };
-    // The worker itself sets variables with these prefixes: the job's id, and the GPUs that the job may see.
-    let is_reserved = |name: &&String| name.starts_with("GPUBNB_") || name.starts_with("NVIDIA_");
-    if let Some(name) = c.env.keys().find(is_reserved) {
+    if let Some(name) = c.spec.env.iter().find(|name| is_reserved_variable(name)) {
         let message = format!("The name {name} is reserved: names may not begin with GPUBNB_ or NVIDIA_.");
         return Err(DomainError::field("env", message));
     }
-    let same_names = c.spec.env.iter().eq(c.env.keys());
+    let all: BTreeSet<&String> = c.env.keys().chain(&c.spec.secrets).collect();
+    let same_names = c.spec.env.iter().eq(all) && c.spec.env.len() == c.env.len() + c.spec.secrets.len();
     let size: usize = c.env.iter().map(|(name, value)| name.len() + value.0.len()).sum();
     let no_nul = c.env.values().all(|value| !value.0.contains('\0'));
-    if !same_names || c.env.len() > 64 || size > 32_768 || !no_nul || !c.env.keys().all(is_valid_name) {
+    if !same_names
+        || c.spec.env.len() > 64
+        || size > 32_768
+        || !no_nul
+        || !c.spec.env.iter().all(|name| is_variable_name(name))
+    {
         let message = "An environment has at most 64 variables and 32 KiB, with names of letters, digits and _.";
         return Err(DomainError::field("env", message));
     }
@@ -221,6 +233,34 @@ fn check_inputs(spec: &JobSpec) -> Result<(), DomainError> {
     if !are_valid_paths || !spec.inputs.iter().all(|i| is_sha256_hex(&i.sha256)) {
         let message = "A job has at most 100 input files. Each needs another relative path, such as data/a.csv.";
         return Err(DomainError::field("inputs", message));
+    }
+    Ok(())
+}
+
+/// The most datasets of a job.
+const MAX_DATASETS: usize = 16;
+
+/// Checks the datasets: at most 16, each in a directory of its own. The copies that the job may change must have room
+/// on the job's disk.
+fn check_datasets(spec: &JobSpec) -> Result<(), DomainError> {
+    let paths: BTreeSet<String> = spec.datasets.iter().map(DatasetMount::path).collect();
+    let are_valid = spec.datasets.iter().all(|mount| is_dataset_name(&mount.directory));
+    if !are_valid || paths.len() != spec.datasets.len() || paths.len() > MAX_DATASETS {
+        let message = "A job has at most 16 datasets, each in another directory. The name of a directory has letters, \
+            digits, `.`, `_` and `-`.";
+        return Err(DomainError::field("datasets", message));
+    }
+    let writable = spec.datasets.iter().filter(|mount| mount.writable);
+    let copied = writable.fold(0_u64, |sum, mount| sum.saturating_add(mount.bytes_on_disk()));
+    let room = spec.resources.disk_size().bytes();
+    if copied > room {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let message = format!(
+            "The writable copies of the datasets need {} MiB, and the job's disk has {} MiB: ask for a larger disk.",
+            mib(copied),
+            mib(room)
+        );
+        return Err(DomainError::field("disk", message));
     }
     Ok(())
 }
@@ -389,6 +429,16 @@ mod tests {
             assert!(matches!(refusal, DomainError::InvalidField { field: "env", .. }));
         }
         assert!(!format!("{:?}", with(&["A"], &["A"])).contains("swordfish"));
+        // A named secret of the account gives a value without one in the command.
+        let with_secrets = |names: &[&str], values: &[&str], secrets: &[&str]| {
+            let mut submit = with(names, values);
+            submit.spec.secrets = secrets.iter().map(|n| (*n).to_owned()).collect();
+            check(&submit, &Settings::default()).is_ok()
+        };
+        assert!(with_secrets(&["A", "B"], &["A"], &["B"]));
+        assert!(!with_secrets(&["A"], &["A"], &["A"]));
+        assert!(!with_secrets(&["A"], &["A"], &["B"]));
+        assert!(!with_secrets(&["B"], &[], &["B", "B"]));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use gpubnb_events::subject;
 use gpubnb_log::stream::{
-    ARTIFACTS, CHECKPOINTS, CREDENTIALS, DELIVERIES, DELIVERYLOG, DISPATCH, ENROLLMENTS, INPUTS, JOBENV, LEADERS,
-    MARKET, NOTIFICATIONS, OUTPUT, OUTPUTUSE, SESSIONS, SNAPSHOTS, TELEMETRY, UPLOADS, bucket_stream, store_stream,
+    ARTIFACTS, CHECKPOINTS, CREDENTIALS, DATASETS, DELIVERIES, DELIVERYLOG, DISPATCH, ENROLLMENTS, INPUTS, JOBENV,
+    LEADERS, MARKET, NOTIFICATIONS, OUTPUT, OUTPUTUSE, SECRETS, SESSIONS, SNAPSHOTS, TELEMETRY, UPLOADS, bucket_stream,
+    store_stream,
 };
 
 use super::jwt::{ConnectionLimits, Permissions, SharedSubject};
@@ -57,12 +58,13 @@ pub(crate) fn users() -> [User; 8] {
         user("append", "services", append_rights(), &[&services]),
         // Writes the output of jobs, each message after the last one of its subject.
         user("output", "services", output_rights(), &[&services]),
-        // Reads the log, answers queries, sends change notices. May not write to the log.
+        // Reads the log, answers queries (of machines, too, at the reply subjects that the broker chooses), sends
+        // change notices. May not write to the log.
         user(
             "projector",
             "projector",
             [
-                inboxes(&[subject::ANY_INBOX]),
+                inboxes(&[subject::ANY_INBOX, subject::BROKER_REPLIES]),
                 vec![subject::NOTICES.to_owned()],
                 [MARKET, TELEMETRY].into_iter().flat_map(reader_rights_with_removal).collect(),
                 // Signed tree heads.
@@ -206,7 +208,7 @@ fn append_rights() -> Vec<String> {
     for stream in [MARKET, TELEMETRY, DISPATCH] {
         subjects.extend(reader_rights_with_removal(stream));
     }
-    for name in [LEADERS, ENROLLMENTS, JOBENV] {
+    for name in [LEADERS, ENROLLMENTS, JOBENV, SECRETS] {
         subjects.extend(bucket_rights(name));
     }
     subjects.extend(object_store_rights(SNAPSHOTS));
@@ -243,7 +245,7 @@ fn web_server_rights() -> Vec<String> {
     let mut subjects: Vec<_> =
         ["account", "job", "market", "enrollment"].iter().map(|area| subject::command(area, "*")).collect();
     subjects.push(subject::query("*"));
-    subjects.extend([CREDENTIALS, SESSIONS, UPLOADS].into_iter().flat_map(bucket_rights));
+    subjects.extend([CREDENTIALS, SESSIONS, UPLOADS, DATASETS].into_iter().flat_map(bucket_rights));
     subjects.extend([ARTIFACTS, INPUTS].into_iter().flat_map(object_store_rights));
     for stream in [OUTPUT, DELIVERYLOG] {
         subjects.extend(reader_rights_with_removal(stream));
@@ -287,9 +289,11 @@ mod tests {
             let reads_passwords =
                 may_publish(&user, "$KV.CREDENTIALS.x") || may_publish(&user, "$JS.API.DIRECT.GET.KV_CREDENTIALS.x");
             assert_eq!(reads_passwords, user.name == "ui", "{}", user.name);
-            let reads_secrets = may_publish(&user, "$JS.API.DIRECT.GET.KV_JOBENV.x")
-                || may_publish(&user, "$JS.API.STREAM.MSG.GET.KV_JOBENV");
-            assert_eq!(reads_secrets, user.name == "append", "{}", user.name);
+            for bucket in ["KV_JOBENV", "KV_SECRETS"] {
+                let reads_secrets = may_publish(&user, &format!("$JS.API.DIRECT.GET.{bucket}.x"))
+                    || may_publish(&user, &format!("$JS.API.STREAM.MSG.GET.{bucket}"));
+                assert_eq!(reads_secrets, user.name == "append", "{} {bucket}", user.name);
+            }
         }
     }
 }

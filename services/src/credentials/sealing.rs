@@ -36,6 +36,11 @@ impl Sealing {
         Ok(self.key.seal(&serde_json::to_vec(secrets)?, &self.key)?)
     }
 
+    /// Opens stored secrets.
+    pub(crate) fn open_stored(&self, stored: &[u8]) -> anyhow::Result<Secrets> {
+        Ok(serde_json::from_slice(&self.key.open(stored, &self.key)?)?)
+    }
+
     /// Opens stored secrets and seals them so that only the machine with this public key can open them.
     pub(crate) fn reseal_for(&self, stored: &[u8], machine: &str) -> anyhow::Result<Vec<u8>> {
         let machine = XKey::from_public_key(machine).context("the machine's key")?;

@@ -14,6 +14,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 
 use crate::{
+    account_secrets::AccountSecrets,
     credentials::{Issuer, Revoker},
     enrollment::Enrollments,
     execute::Executor,
@@ -32,6 +33,7 @@ pub(crate) struct EndpointContext {
     pub(crate) issuer: Arc<Issuer>,
     pub(crate) revoker: Revoker,
     pub(crate) secrets: JobSecrets,
+    pub(crate) account_secrets: AccountSecrets,
     pub(crate) dead_letters: CachedLetters,
     pub(crate) output: Arc<JobOutput>,
     /// The rate limit of the output of each machine.

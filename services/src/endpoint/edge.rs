@@ -2,19 +2,21 @@
 
 use gpubnb_domain::{
     Command, DomainError,
+    account::Account,
     job::{Job, Phase},
     placement,
 };
 use gpubnb_events::{
-    Actor,
+    AccountId, Actor, Chain,
     command::{
-        CancelJob, CloseAccount, ClosePayout, Deposit, Done, ExplainJob, FundAccount, OpenAccount, Quote,
-        RequestPayout, SetSuspension, SubmitJob, Submitted,
+        CancelJob, CloseAccount, ClosePayout, DeleteSecret, Deposit, Done, ExplainJob, FundAccount, ListSecrets,
+        OpenAccount, Quote, RequestPayout, SetSecret, SetSuspension, StoredSecret, SubmitJob, Submitted,
     },
     spec::PlacementExplanation,
     subject,
 };
 use gpubnb_runtime::rpc::{Incoming, Requester, RpcError, Server};
+use tracing::warn;
 
 use super::{
     context::{EndpointContext, account_of, done, endpoint},
@@ -30,6 +32,9 @@ pub(super) async fn serve(server: &Server, e: &EndpointContext) -> Result<(), as
     endpoint(server, e, subject::command("account", "close_payout"), edge, close_payout).await?;
     endpoint(server, e, subject::command("account", "set_suspension"), edge, set_suspension).await?;
     endpoint(server, e, subject::command("account", "close"), edge, close_account).await?;
+    endpoint(server, e, subject::command("account", "set_secret"), edge, set_secret).await?;
+    endpoint(server, e, subject::command("account", "delete_secret"), edge, delete_secret).await?;
+    endpoint(server, e, subject::command("account", "secrets"), edge, list_secrets).await?;
     endpoint(server, e, subject::command("job", "submit"), edge, submit).await?;
     endpoint(server, e, subject::command("job", "cancel"), edge, cancel).await?;
     endpoint(server, e, subject::command("job", "explain"), edge, explain).await?;
@@ -73,14 +78,54 @@ async fn set_suspension(e: EndpointContext, r: Incoming) -> Result<Done, RpcErro
 async fn close_account(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let close: CloseAccount = r.parse()?;
     let account = account_of(r.actor)?;
-    e.executor.execute(r.actor, &Command::CloseAccount(account, close)).await.map(done)
+    let closed = e.executor.execute(r.actor, &Command::CloseAccount(account, close)).await.map(done)?;
+    // If this fails, the command is repeated, and the account is closed already.
+    e.account_secrets.forget(account).await?;
+    Ok(closed)
+}
+
+async fn set_secret(e: EndpointContext, r: Incoming) -> Result<StoredSecret, RpcError> {
+    let set: SetSecret = r.parse()?;
+    let account = account_of(r.actor)?;
+    if !e.executor.replica.read(|w| w.account(account).is_some_and(Account::is_open)) {
+        return Err(RpcError::Refused(DomainError::AccountClosed.into()));
+    }
+    let stored = e.account_secrets.set(account, &set, e.executor.clock.now()).await?;
+    // The account may have been closed meanwhile: then nobody could delete the secret any more.
+    e.executor.catch_up().await?;
+    if !e.executor.replica.read(|w| w.account(account).is_some_and(Account::is_open)) {
+        e.account_secrets.forget(account).await?;
+        return Err(RpcError::Refused(DomainError::AccountClosed.into()));
+    }
+    Ok(stored)
+}
+
+async fn delete_secret(e: EndpointContext, r: Incoming) -> Result<(), RpcError> {
+    let DeleteSecret { name } = r.parse()?;
+    e.account_secrets.delete(account_of(r.actor)?, &name).await
+}
+
+async fn list_secrets(e: EndpointContext, r: Incoming) -> Result<Vec<StoredSecret>, RpcError> {
+    let ListSecrets {} = r.parse()?;
+    e.account_secrets.list(account_of(r.actor)?).await
 }
 
 async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
+    let names = submit.spec.secrets.clone();
+    if !names.is_empty() {
+        // A repeated submission must be recognised: its named secrets may be deleted by now.
+        e.executor.catch_up().await?;
+    }
     // Store the secrets before the event is written, so that a job in the log always has its secrets.
-    let are_new = e.secrets.store(account, &submit).await?;
+    let are_new = if e.executor.replica.read(|w| w.is_submitted(job)) {
+        false
+    } else {
+        refuse_early(&e, r.actor, account, &submit).await?;
+        let named = e.account_secrets.values(account, &names).await?;
+        e.secrets.store(account, &submit, named).await?
+    };
     let submitted = e.executor.execute(r.actor, &Command::Submit(account, submit)).await;
     // After `Unavailable` the submission may be in the log. Otherwise the newest state tells whether the job needs
     // them: the submission may have been refused, or repeated after the job was settled.
@@ -91,7 +136,37 @@ async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> 
             e.secrets.delete(account, job).await?;
         }
     }
-    Ok(Submitted { job, seq: submitted? })
+    let seq = submitted?;
+    if are_new && !names.is_empty() {
+        let (secrets, now) = (e.account_secrets.clone(), e.executor.clock.now());
+        // Nobody waits for this: the job has its secrets, and only the time of their last use may be wrong.
+        tokio::spawn(async move {
+            if let Err(e) = secrets.mark_used(account, &names, now).await {
+                warn!(error = %Chain(&e), %account, "the use of secrets was not recorded");
+            }
+        });
+    }
+    Ok(Submitted { job, seq })
+}
+
+/// Refuses a submission that the newest state refuses, before its secrets are stored: it then costs the broker nothing.
+async fn refuse_early(
+    e: &EndpointContext,
+    actor: Actor,
+    account: AccountId,
+    submit: &SubmitJob,
+) -> Result<(), RpcError> {
+    if submit.spec.env.is_empty() {
+        return Ok(());
+    }
+    let command = Command::Submit(account, submit.clone());
+    let (now, settings) = (e.executor.clock.now(), &e.executor.settings);
+    let refusal = || e.executor.replica.read(|w| w.decide(actor, &command, None, now, settings).err());
+    if refusal().is_none() {
+        return Ok(());
+    }
+    e.executor.catch_up().await?;
+    refusal().map_or(Ok(()), |refusal| Err(RpcError::Refused(refusal.into())))
 }
 
 async fn cancel(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
@@ -102,6 +177,7 @@ async fn cancel(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
 async fn quote(e: EndpointContext, r: Incoming) -> Result<Quote, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let account = account_of(r.actor)?;
+    e.account_secrets.check(account, &submit.spec.secrets).await?;
     let (now, settings) = (e.executor.clock.now(), &e.executor.settings);
     let quote = e.executor.replica.read(|w| w.quote(account, &submit, now, settings));
     quote.map_err(|refusal| RpcError::Refused(refusal.into()))

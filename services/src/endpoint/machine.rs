@@ -4,16 +4,17 @@
 use gpubnb_domain::{
     Command, DomainError, Listing,
     job::Job,
-    machine::{Availability, MAX_SLOTS},
+    machine::{Availability, MAX_SLOTS, Machine},
 };
 use gpubnb_events::{
     Actor, Lease, MachineId, Millis, Seq,
     command::{
-        Accept, AddOutput, ChangeMachine, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit, Grant,
-        Inventory, ListMachine, Listed, MachineChange, RecordTest, Report, RestoreQueue, Start, UploadGrant,
+        Accept, AddOutput, ChangeMachine, DatasetGrant, Decline, DesiredLeaseState, DesiredMachineState, Done, Exit,
+        Grant, Inventory, ListMachine, Listed, MachineChange, RecordTest, Report, RestoreQueue, Start, UploadGrant,
     },
     manifest,
     signed_log::SignedLog,
+    spec::DatasetMount,
     subject,
 };
 use gpubnb_log::stream;
@@ -21,6 +22,8 @@ use gpubnb_runtime::{
     permit::{Permit, Purpose},
     rpc::{Incoming, Requester, RpcError, Server},
 };
+
+use sha2::{Digest as _, Sha256};
 
 use super::{
     context::{EndpointContext, done, endpoint, endpoint_with_rate},
@@ -130,6 +133,13 @@ fn add_permits(e: &EndpointContext, job: &Job, lease: Lease, grant: &mut Grant) 
         let permit = sign(Purpose::Input { job: job.id, lease, account: job.account, input: input.input })?;
         grant.inputs.push(format!("{}/transfer/permit/{permit}", transfer.url));
     }
+    let cache = gpubnb_events::hex(Sha256::digest(format!("cache of {}", job.account)));
+    for DatasetMount { dataset, .. } in &job.spec.datasets {
+        let dataset = dataset.clone();
+        let permit = sign(Purpose::Dataset { job: job.id, lease, account: job.account, dataset })?;
+        let url = format!("{}/transfer/permit/{permit}", transfer.url);
+        grant.datasets.push(DatasetGrant { url, cache: cache.clone() });
+    }
     Ok(())
 }
 
@@ -199,7 +209,7 @@ fn check_signatures(e: &EndpointContext, machine: MachineId, report: &Report) ->
 /// Changes a machine for its owner, who asks on a page or on the machine itself.
 pub(super) async fn change_machine(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let change: ChangeMachine = r.parse()?;
-    let changed = e.executor.execute(r.actor, &Command::ChangeMachine(change)).await.map(done)?;
+    let changed = e.executor.execute(r.actor, &Command::ChangeMachine(change.clone())).await.map(done)?;
     if change.change == MachineChange::Delist {
         // A machine that left the market loses its credential.
         e.revoker.reconcile_now();
@@ -224,7 +234,10 @@ async fn sync(e: EndpointContext, r: Incoming) -> Result<DesiredMachineState, Rp
         };
         leases.push((lease, desired));
     }
-    let takes_jobs =
-        e.executor.replica.read(|w| w.machine(machine).is_some_and(|m| m.availability == Availability::Ready));
-    Ok(DesiredMachineState { leases, takes_jobs })
+    let (takes_jobs, settings) = e.executor.replica.read(|w| {
+        let listed = w.machine(machine).filter(|m| m.availability != Availability::Delisted);
+        let takes_jobs = listed.is_some_and(|m| m.availability == Availability::Ready);
+        (takes_jobs, listed.map(Machine::desired_settings))
+    });
+    Ok(DesiredMachineState { leases, takes_jobs, settings })
 }

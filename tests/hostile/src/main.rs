@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         Some("write-slowly") => ordinary::write_slowly(),
         Some("checkpoint") => ordinary::save_checkpoint(),
         Some("open-files") => ordinary::open_files(count()),
+        Some("use-directory") => ordinary::use_directory(),
         Some("succeed") => true,
         _ => {
             eprintln!("unknown job: give the name of a job as the first argument");

@@ -87,3 +87,27 @@ pub(crate) fn open_files(count: usize) -> bool {
     println!("{count} files: {refused:?}");
     refused.is_none()
 }
+
+/// Works in a copy of a directory, beside a dataset that it can only read: the working directory has a program, a link
+/// and a file that the job changes. The result is `/output/sum.txt`.
+pub(crate) fn use_directory() -> bool {
+    let works = || -> std::io::Result<bool> {
+        let directory = std::env::current_dir()?;
+        let text = fs::read_to_string("latest")?;
+        fs::write("input.txt", "changed")?;
+        fs::write("made.txt", "made")?;
+        let is_program = |path: &str| Ok::<_, std::io::Error>(fs::metadata(path)?.permissions().mode() & 0o100 != 0);
+        let is_right = directory == Path::new("/scratch/code") && is_program("bin/run.sh")? && !is_program("made.txt")?;
+        let shared = fs::read_to_string("/data/words/deep/a.txt")?;
+        let is_read_only =
+            ["/data/words/deep/a.txt", "/data/words/new"].iter().all(|path| fs::write(path, "x").is_err())
+                && fs::remove_file("/data/words/deep/a.txt").is_err();
+        let hardens = fs::set_permissions("/data/words/deep/a.txt", fs::Permissions::from_mode(0o777)).is_err();
+        fs::write("/output/sum.txt", format!("{text}{shared}"))?;
+        Ok(is_right && is_read_only && hardens)
+    };
+    works().unwrap_or_else(|e| {
+        eprintln!("the directory is not as it should be: {e}");
+        false
+    })
+}

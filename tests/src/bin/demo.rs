@@ -75,6 +75,9 @@ async fn run_demo(system: &mut System, args: &Args) -> anyhow::Result<Value> {
     // `gpubnb-projector` and `gpubnb-services` read these variables: see docs/operator.md.
     let nats = system.nats_args("projector");
     println!("  tools      export GPUBNB_NATS_URL={} GPUBNB_NATS_CREDS={}", nats.nats, nats.nats_creds.display());
+    if let Ok(docker) = std::env::var("DOCKER_HOST") {
+        println!("  Docker     export DOCKER_HOST={docker}");
+    }
     if settled["state"] != "Completed" {
         bail!("the job ended as {}: {}", settled["state"], settled["summary"]);
     }

@@ -33,7 +33,7 @@ type Treatments = [Treatment; 7];
 use Treatment::{Deny, Hide, Login, Pass};
 
 /// The expected treatments for each kind of access. An endpoint demands one kind: see `ui/src/routes.rs`.
-const GATE: [(&str, Treatments); 9] = [
+const GATE: [(&str, Treatments); 11] = [
     ("public", [Pass, Pass, Pass, Pass, Pass, Login, Pass]),
     ("proof", [Pass, Pass, Pass, Pass, Pass, Login, Pass]),
     ("authenticated", [Login, Pass, Pass, Pass, Pass, Login, Pass]),
@@ -42,6 +42,8 @@ const GATE: [(&str, Treatments); 9] = [
     ("jobs:write", [Login, Pass, Pass, Deny, Pass, Login, Pass]),
     ("machines:write", [Login, Pass, Pass, Deny, Pass, Login, Pass]),
     ("wallet:read", [Login, Pass, Pass, Deny, Pass, Login, Pass]),
+    ("webhooks:write", [Login, Pass, Pass, Deny, Pass, Login, Pass]),
+    ("secrets:write", [Login, Pass, Pass, Deny, Pass, Login, Pass]),
     ("operator", [Login, Hide, Hide, Hide, Hide, Login, Pass]),
 ];
 
@@ -105,6 +107,7 @@ fn treatment(answer: &Answer, access: &str) -> Treatment {
 struct Things {
     system: System,
     job: String,
+    dataset: String,
     lease: String,
     machine: String,
     /// The sequence of the job's settlement.
@@ -130,12 +133,14 @@ impl Things {
         let page = String::from_utf8(page).unwrap();
         let assets = page.split("/assets/").nth(1).and_then(|rest| rest.split('/').next()).unwrap().to_owned();
         let machine = system.machine_id("attic").unwrap();
-        Self { job, lease: settled["attempts"][0]["lease"].to_string(), machine, seq, assets, system }
+        let dataset = system.consumer.push_dataset("a.txt", "a").await.unwrap();
+        Self { job, dataset, lease: settled["attempts"][0]["lease"].to_string(), machine, seq, assets, system }
     }
 
     /// Fills the parameters of an address with existing things.
     fn with_existing_ids(&self, path: &str) -> String {
         let path = path.replace("{job}", &self.job).replace("{machine}", &self.machine).replace("{seq}", &self.seq);
+        let path = path.replace("{dataset}", &self.dataset);
         let path = path.replace("{*path}", "render.png").replace("{lease}", &self.lease);
         let path = path.replace("{version}", &self.assets).replace("{name}", "style.css");
         let path = path.replace("{account}", &self.system.consumer.account).replace("{guide}", "consumer");
@@ -157,6 +162,7 @@ fn with_missing_ids(path: &str) -> String {
         .iter()
         .fold(path.to_owned(), |path, name| path.replace(name, &id))
         .replace("{*path}", "x")
+        .replace("{dataset}", &"0".repeat(64))
         .replace("{lease}", "1")
         .replace("{model}", "x")
         .replace("{secret}", "x")
@@ -217,12 +223,12 @@ const SEEN_BY_OPERATORS: [&str; 3] = ["/jobs/{job}", "/jobs/{job}/live", "/jobs/
 /// The status of a GET request that the gate lets pass. The things belong to the actors 2 to 4 (counted from 0).
 /// To other actors they look as if they did not exist.
 fn expected_status(path: &str, actor: usize) -> StatusCode {
-    let is_of_job = path.contains("{job}");
+    let is_of_consumer = path.contains("{job}") || path.contains("{dataset}");
     let is_of_owner = path == "/api/v1/machines/{machine}/days";
     let is_visible = match actor {
-        0 | 1 => !is_of_job && !is_of_owner && !path.starts_with("/events/{seq}"),
+        0 | 1 => !is_of_consumer && !is_of_owner && !path.starts_with("/events/{seq}"),
         2..=4 => true,
-        _ => !is_of_owner && (!is_of_job || SEEN_BY_OPERATORS.contains(&path)),
+        _ => !is_of_owner && (!is_of_consumer || SEEN_BY_OPERATORS.contains(&path)),
     };
     match path {
         // The pages redirect a person who is signed in already.

@@ -95,6 +95,10 @@ async fn a_person_signs_up_logs_in_runs_a_job_and_verifies_its_files() {
     assert_eq!(changed.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&changed.stdout).contains("differs"));
     assert!(terminal.run_successfully(&["completions", "bash"]).contains("gpubnb"));
+    let schema: Value = serde_json::from_str(&terminal.run_successfully(&["schema"])).unwrap();
+    assert!(schema["properties"]["command"].is_object());
+    let top = terminal.run_successfully(&["top"]);
+    assert!(top.contains("available") && top.contains(job), "{top}");
 }
 
 #[tokio::test]
@@ -115,6 +119,27 @@ async fn a_script_gets_the_output_and_the_exit_code_and_ctrl_c_cancels_the_job()
     assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
     let lines = String::from_utf8_lossy(&output.stdout).lines().filter(|l| l.starts_with("line ")).count();
     assert_eq!(lines, 10, "half of the lines go to stdout: {}", String::from_utf8_lossy(&output.stdout));
+
+    // Filters of lists and of a log. The newest line is younger than a minute.
+    let printed = |arguments: &[&str]| {
+        let output = command(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let jobs: Value = serde_json::from_str(&printed(&["jobs", "--text", "Count", "--limit", "1", "--json"])).unwrap();
+    let job = jobs["rows"][0]["job"].as_str().unwrap();
+    assert_eq!(printed(&["logs", job, "--grep", "line 12", "--json"]).lines().count(), 1);
+    assert!(printed(&["logs", job, "--since", "1h", "--json"]).contains("line 12"));
+    assert_eq!(command(&["wait", job]).output().unwrap().status.code(), Some(3));
+    assert!(printed(&["machines", "--text", "attic", "--only", "free", "--max-price", "1"]).contains("attic"));
+    for other in [["--text", "cellar"], ["--min-gpus", "9"], ["--region", "nowhere"]] {
+        assert!(!printed(&[&["machines"], &other[..]].concat()).contains("attic"), "{other:?}");
+    }
+    assert!(printed(&["quote", "--template", "noop"]).contains("attic"));
+    let pages = terminal.home.join("man");
+    fs::create_dir(&pages).unwrap();
+    printed(&["man", pages.to_str().unwrap()]);
+    assert!(fs::read_to_string(pages.join("gpubnb-run.1")).unwrap().contains("DIR"));
 
     let counted = count("lines=100000", "interval-ms=50", "exit-code=0");
     let mut running =

@@ -38,7 +38,7 @@ async fn each_bad_submission_is_refused_with_its_field_and_appends_no_event() {
         (noop("job", json!("01900000-0000-7000-8000-000000000001")), 422, Some("job")),
         (noop("machine", json!("x")), 400, None),
         (noop("surprise", json!(1)), 400, None),
-        (json!({ "image": "debian:latest", "budget_usd": "1" }), 422, Some("image")),
+        (json!({ "image": "127.0.0.1:5000/tool:1", "budget_usd": "1" }), 422, Some("image")),
         (json!({ "template": "noop" }), 422, Some("budget")),
         (train, 422, Some("epochs")),
         (unknown, 422, Some("parameters")),

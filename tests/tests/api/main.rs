@@ -17,6 +17,8 @@ mod liar;
 mod notifications;
 mod people;
 mod scripts;
+mod secrets;
+mod snippets;
 mod trace;
 mod transfer;
 mod whole_loop;

@@ -170,6 +170,44 @@ async fn a_webhook_is_told_once_signed_and_again_after_a_failure() {
 }
 
 #[tokio::test]
+async fn webhooks_are_added_tested_and_removed_from_the_command_line() {
+    let (receiver, port) = Receiver::start().await;
+    let allowed = format!("127.0.0.1:{port}");
+    let system = System::start(settings(&allowed)).await.unwrap();
+    let person = &system.consumer;
+    let run = |arguments: &[&str]| {
+        let output = person.run_client(&[&["webhooks"], arguments].concat(), "").unwrap();
+        let (text, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        (output.status.success(), if output.status.success() { text } else { errors })
+    };
+    let notifier = start_notifier(&system, &["--webhook-host", &allowed]);
+    wait_until_ready(&notifier).await;
+
+    let (_, refused) = run(&["add", "http://127.0.0.1:1/hook"]);
+    assert!(refused.contains("The address begins with https://"), "{refused}");
+    let (added, lines) = run(&["add", &format!("http://{allowed}/hook"), "--kind", "job.cancelled"]);
+    assert!(added, "{lines}");
+    let [id, secret] = lines.lines().collect::<Vec<_>>().try_into().unwrap();
+    assert!(secret.starts_with("whsec_"));
+    let (_, listed) = run(&["list"]);
+    assert!(listed.contains(id) && listed.contains("job.cancelled") && !listed.contains(secret), "{listed}");
+
+    assert!(run(&["test", id]).0);
+    wait_until("the webhook gets a test", async || receiver.got().len() == 1).await;
+    let (_, refused) = run(&["test", id]);
+    assert!(refused.contains("A test was sent just now"), "{refused}");
+    wait_until("the delivery is listed", async || {
+        let (_, tries) = run(&["deliveries"]);
+        tries.lines().any(|line| line.contains(id) && line.ends_with("delivered"))
+    })
+    .await;
+    assert!(run(&["remove", id]).0);
+    assert!(run(&["remove", id]).1.contains("There is no such webhook"));
+    assert!(!run(&["list"]).1.contains(id));
+    drop(notifier);
+}
+
+#[tokio::test]
 async fn each_kind_of_news_is_told_once() {
     let (receiver, port) = Receiver::start().await;
     let allowed = format!("127.0.0.1:{port}");

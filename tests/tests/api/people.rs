@@ -162,7 +162,7 @@ async fn a_closed_account_is_gone_and_its_address_is_free_again() {
     };
     let available = leaving.get("/wallet").await.unwrap()["balance"]["available"].to_string();
     let refused = close("not the password", &available).await;
-    assert!(refused.0 == StatusCode::UNPROCESSABLE_ENTITY && refused.1.contains("present password"), "{refused:?}");
+    assert!(refused.0 == StatusCode::UNPROCESSABLE_ENTITY && refused.1.contains("current password"), "{refused:?}");
     let refused = close(&leaving.password, "0").await;
     assert!(refused.0 == StatusCode::CONFLICT && refused.1.contains("Withdraw the money first"), "{refused:?}");
     assert_eq!(close(&leaving.password, &available).await.0, StatusCode::SEE_OTHER);

@@ -34,7 +34,7 @@ async fn sign_up(browser: &Browser, market: &Market, name: &str) {
     browser.visit(market, "/sign-up").await;
     browser.fill("input[name=email]", &format!("{name}@gpubnb.example")).await;
     browser.fill("input[name=password]", "correct horse battery").await;
-    browser.click("main form button").await;
+    browser.click("main form button.primary").await;
     browser.wait_for(".who form button").await;
 }
 
@@ -93,6 +93,11 @@ async fn visit_all_pages(browser: &Browser, market: &Market, suffix: &str) {
     for (page, name) in PAGES {
         browser.visit(market, page).await;
         browser.save_screenshot(&format!("{name}{suffix}")).await;
+        // A page fits other windows, too: a common phone, and a wide screen.
+        let other = if suffix.contains("phone") { (390, 844) } else { (1600, 900) };
+        browser.set_viewport(other.0, other.1).await;
+        browser.assert_fits_window(page).await;
+        browser.devtools("Emulation.clearDeviceMetricsOverride", json!({})).await;
     }
     for page in ["/jobs?text=nothing", "/market?text=nothing"] {
         browser.visit(market, page).await;
@@ -100,7 +105,7 @@ async fn visit_all_pages(browser: &Browser, market: &Market, suffix: &str) {
     browser.visit(market, "/jobs").await;
     browser.wait_for_text("#jobs-list", "Train a neural network").await;
     browser.visit(market, "/wallet").await;
-    browser.wait_for_text("#statement", "Settled").await;
+    browser.wait_for_text("#statement", "Job settled").await;
 }
 
 /// Signs out on a page.
@@ -176,7 +181,7 @@ async fn manage_machine(browser: &Browser, market: &Market, machine: &str, suffi
     // The page shows the refusal at the field of the price.
     browser.click("#machines details[id^=settings] summary").await;
     browser.fill("#machines input[name=price]", "a lot").await;
-    browser.click("#machines button[value=reprice]").await;
+    browser.click("#machines button[value=configure]").await;
     browser.wait_for("#machines input[aria-invalid]").await;
     browser.assert_accessible("a price that was refused").await;
     browser.assert_console_has_only_status("a price that was refused", "422").await;
@@ -200,10 +205,10 @@ async fn request_payouts(browser: &Browser, market: &Market) {
     browser.wait_for("#payout-problem").await;
     browser.assert_console_has_only_status("a payout that was refused", "422").await;
     browser.visit(market, "/wallet").await;
-    browser.wait_for_text("#statement", "Settled").await;
+    browser.wait_for_text("#statement", "Earned from a job").await;
     browser.fill("form[action='/wallet/payouts'] input[name=amount]", "0.00001").await;
     browser.click("form[action='/wallet/payouts'] button").await;
-    browser.wait_for_text("#statement", "PayoutRequested").await;
+    browser.wait_for_text("#statement", "Payout asked for").await;
     browser.assert_sound("wallet").await;
 }
 
@@ -220,10 +225,28 @@ async fn a_provider_signs_up_connects_a_machine_manages_it_and_requests_a_payout
         let machine = run_job_on(&system, &name).await;
         manage_machine(&browser, &system, &machine, suffix).await;
         request_payouts(&browser, &system).await;
+        use_page_of_worker(&browser, &system, &name, suffix).await;
         drop(worker);
         sign_out(&browser, &system, "/provider").await;
     }
     browser.close().await;
+}
+
+/// Opens the page of the worker on the machine, takes the machine back and gives it to the market again.
+async fn use_page_of_worker(browser: &Browser, market: &Market, name: &str, suffix: &str) {
+    let directory = name.replace(' ', "-");
+    assert!(market.run_worker_command(&directory, &["resume"]).unwrap().0);
+    let (ok, text) = market.run_worker_command(&directory, &["open", "--print"]).unwrap();
+    assert!(ok, "{text}");
+    browser.client.goto(text.lines().next().unwrap()).await.unwrap();
+    browser.wait_for_text("#now", "This machine takes jobs; no job runs now.").await;
+    browser.assert_sound("the page of the worker").await;
+    browser.save_screenshot(&format!("worker{suffix}")).await;
+    browser.click_live("button[value=take_back]").await;
+    browser.wait_for_text("#now", "its owner took it back").await;
+    browser.assert_sound("the page of a worker that was taken back").await;
+    browser.click_live("form[action=resume] button").await;
+    browser.wait_for_text("#now", "This machine takes jobs").await;
 }
 
 /// Runs the enrollment command that the page shows, without `sudo`, and starts the worker of a machine with this name.
@@ -332,8 +355,18 @@ async fn an_operator_finds_a_stuck_job_travels_in_time_rebuilds_and_verifies() {
 }
 
 /// Endings of addresses that are not pages: event streams, files, and documents for programs.
-const NOT_PAGES: [&str; 9] =
-    ["/live", "/passkey", "/healthz", ".json", ".jsonl", ".csv", "/routes", "/install.sh", "/gpubnb-provider"];
+const NOT_PAGES: [&str; 10] = [
+    "/live",
+    "/balance",
+    "/passkey",
+    "/healthz",
+    ".json",
+    ".jsonl",
+    ".csv",
+    "/routes",
+    "/install.sh",
+    "/gpubnb-provider",
+];
 
 #[test]
 fn the_lists_of_pages_match_the_web_servers_routes() {

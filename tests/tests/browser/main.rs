@@ -5,4 +5,5 @@ mod forms;
 mod journeys;
 mod live;
 mod long_log;
+mod looks;
 mod passkeys;

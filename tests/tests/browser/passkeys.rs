@@ -35,7 +35,7 @@ async fn a_passkey_signs_in_until_it_is_removed() {
         browser.client.goto(&format!("{url}/sign-in?next=/wallet")).await.unwrap();
         browser.fill("[name=email]", &market.consumer.email).await;
         browser.fill("[name=password]", &market.consumer.password).await;
-        browser.click(".entry form button").await;
+        browser.click(".entry form button.primary").await;
         browser.wait_for_text("h1", "Wallet").await;
     };
     sign_in().await;
@@ -43,7 +43,7 @@ async fn a_passkey_signs_in_until_it_is_removed() {
     // The password is asked for once more.
     browser.fill(".add-passkey [name=password]", "not the password").await;
     browser.click(".add-passkey button").await;
-    browser.wait_for_text("#passkeys .error", "present password").await;
+    browser.wait_for_text("#passkeys .error", "current password").await;
     browser.assert_console_has_only_status("a wrong password", "422").await;
     browser.fill(".add-passkey [name=label]", "my <laptop>").await;
     browser.fill(".add-passkey [name=password]", &market.consumer.password).await;

@@ -12,7 +12,7 @@ use gpubnb_tests::programs::root;
 
 /// The crates of this workspace that each crate may use, as in ARCHITECTURE.md. For example, `log` may use `events`.
 /// The crate `tests` may use all crates.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("events", &[]),
     ("proof", &["events"]),
     ("runtime", &["events"]),
@@ -25,12 +25,13 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("projector", &["events", "log", "model", "proof", "query", "runtime", "store"]),
     ("operator", &["events", "log", "model", "projector", "proof", "query", "runtime", "store"]),
     ("dialer", &[]),
+    ("registry", &["dialer", "events"]),
     ("door", &["dialer", "events"]),
     ("relay", &[]),
-    ("provider", &["dialer", "door", "events", "log", "runtime"]),
+    ("provider", &["dialer", "door", "events", "log", "registry", "runtime"]),
     ("notifier", &["dialer", "events", "log", "query", "runtime"]),
     ("files", &["events", "log"]),
-    ("ui", &["events", "files", "log", "query", "runtime"]),
+    ("ui", &["dialer", "events", "files", "log", "query", "registry", "runtime"]),
     ("cli", &["events", "proof"]),
 ];
 /// Foreign crates that must not be among the direct or indirect dependencies of a crate.

@@ -2,11 +2,13 @@
 
 use std::{process::Command, time::Duration};
 
+use gpubnb_events::JobId;
 use gpubnb_tests::{
     registry::{ImageKind, Registry},
     system::{MarketSettings, System},
     wait::wait_until,
 };
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 /// Starts a market that approves these images of the registry.
@@ -234,4 +236,68 @@ async fn wait_for_container(job: &str) -> String {
     let find = || docker(&["ps", "--all", "--quiet", "--filter", &label]);
     wait_until("the job's container", async || !find().is_empty()).await;
     find()
+}
+
+#[tokio::test]
+async fn a_tag_becomes_its_digest_before_money_is_held_and_a_wrong_one_is_refused() {
+    let images = [("indexed", ImageKind::Indexed, 10), ("guarded", ImageKind::NeedsToken, 10)];
+    let down = ("down", ImageKind::Unavailable(500), 10);
+    let registry = Registry::start(&[images[0], images[1], down]).await.unwrap();
+    let pinned = images.map(|(image, ..)| {
+        let digest = registry.pinned_name(image).split('@').nth(1).unwrap().to_owned();
+        format!("{}@{digest}", registry.name(image))
+    });
+    let services = pinned.iter().flat_map(|name| ["--approve-image".to_owned(), name.clone()]).collect();
+    let ui = ["--private-registry".to_owned(), registry.url()].into();
+    let mut system = System::start(MarketSettings { services, ui, ..MarketSettings::default() }).await.unwrap();
+    start_worker(&mut system, &registry, &[]).await;
+    let body = |image: &str| json!({ "image": image, "command": ["noop"], "budget_usd": "0.10", "max_attempts": 1 });
+
+    let canary = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let private = format!("{}/tool:1", canary.local_addr().unwrap());
+    let (invalid, away) = (StatusCode::UNPROCESSABLE_ENTITY, StatusCode::SERVICE_UNAVAILABLE);
+    for (image, expected, why) in [
+        (registry.name("missing"), invalid, "has no public image"),
+        (registry.name("down"), away, "does not answer"),
+        (private, invalid, "was not found"),
+    ] {
+        for path in ["/quote", "/jobs"] {
+            let (status, refused) = system.consumer.request(Method::POST, path, Some(&body(&image))).await.unwrap();
+            assert_eq!((status, &refused["field"]), (expected, &json!("image")), "{refused}");
+            assert!(refused["detail"].as_str().unwrap().contains(why), "{image}: {refused}");
+        }
+    }
+    assert_eq!(system.consumer.get("/wallet").await.unwrap()["balance"]["held"], 0);
+    let connected = tokio::time::timeout(Duration::from_millis(100), canary.accept()).await;
+    assert!(connected.is_err(), "the web server connected to a private address");
+
+    for ((image, ..), pinned) in images.iter().zip(&pinned) {
+        let quote = system.consumer.post("/quote", &body(&registry.name(image))).await.unwrap();
+        assert_eq!(&quote["image"], pinned);
+        let job = system.consumer.submit(&body(&registry.name(image))).await.unwrap();
+        let settled = system.consumer.wait_until_settled(&job).await.unwrap();
+        assert_eq!(
+            (&settled["state"], &settled["spec"]["image"]),
+            (&json!("Completed"), &json!(pinned)),
+            "{settled:#}"
+        );
+    }
+    let name = registry.name("indexed");
+    let form = [("image", name.as_str()), ("budget_usd", "0.10"), ("time_seconds", "60")];
+    let browser = system.consumer.browser_session();
+    let card = browser.build_request(Method::POST, "/jobs/quote").form(&form).send().await.unwrap();
+    let card = card.text().await.unwrap();
+    assert!(card.contains("The job keeps") && card.contains("amd64"), "{card}");
+
+    // The same submission once more is the same job, also if nobody remembers the digest and the registry is away.
+    let mut again = body(&name);
+    again["job"] = json!(JobId::generate().to_string());
+    let job = system.consumer.submit(&again).await.unwrap();
+    system.consumer.wait_until_settled(&job).await.unwrap();
+    system.ui = None;
+    drop(registry);
+    system.start_ui().await.unwrap();
+    assert_eq!(system.consumer.submit(&again).await.unwrap(), job);
+    again["job"] = json!(JobId::generate().to_string());
+    assert!(system.consumer.submit(&again).await.is_err());
 }

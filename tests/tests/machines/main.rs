@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bills;
+mod datasets;
 mod disks;
 mod door;
 mod faults;
@@ -11,5 +12,6 @@ mod images;
 mod independent;
 mod ordinary;
 mod outages;
+mod page;
 mod restarts;
 mod worker;

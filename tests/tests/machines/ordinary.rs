@@ -97,7 +97,7 @@ async fn a_job_that_needs_a_newer_cuda_is_not_placed_on_an_older_driver() {
 const STRANGER: u32 = 54_321;
 
 /// Runs a program as the stranger. Returns true if it succeeds.
-fn succeeds_as_stranger(program: &str, arguments: &[&Path]) -> bool {
+pub(crate) fn succeeds_as_stranger(program: &str, arguments: &[&Path]) -> bool {
     let mut command = std::process::Command::new(program);
     command.args(arguments).uid(STRANGER).gid(STRANGER).output().unwrap().status.success()
 }

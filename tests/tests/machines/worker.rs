@@ -50,6 +50,45 @@ async fn the_owner_pauses_and_resumes_the_worker_from_the_command_line() {
 }
 
 #[tokio::test]
+async fn the_worker_takes_the_settings_of_the_page_and_keeps_them_until_an_option_changes() {
+    let market = MARKET.open().await.unwrap();
+    let options = ["--price", "0.1", "--slots", "1"];
+    let worker = market.start_scoped_worker("tuned", &options).await.unwrap();
+    let machine = market.machine_id("tuned").unwrap();
+    let settings = |slots: u32| json!({ "configure": { "price": 300_000, "slots": slots, "hours": "00:00-24:00" } });
+    let wish = format!("/machines/{machine}/wish");
+    market.machine_owner.post(&wish, &settings(2)).await.unwrap();
+    let has = |slots: u32| {
+        move |m: &Value| {
+            let offer = &m["offer"];
+            offer["slots"] == slots
+                && offer["price"] == 300_000
+                && offer["policy"]["hours"] == "00:00-24:00"
+                && m["requested"].is_null()
+        }
+    };
+    market.wait_for_machine("tuned", has(2)).await.unwrap();
+    wait_until("the worker has two slots", async || status(&market, "tuned")["slots"] == 2).await;
+
+    // A restart with the same options keeps the settings; a changed option overrides the page.
+    drop(worker);
+    let worker = market.start_scoped_worker("tuned", &options).await.unwrap();
+    wait_for_answer(&market, "tuned", true).await;
+    assert_eq!(status(&market, "tuned")["slots"], 2);
+    drop(worker);
+    let worker = market.start_scoped_worker("tuned", &["--price", "0.1", "--slots", "3"]).await.unwrap();
+    market.wait_for_machine("tuned", has(3)).await.unwrap();
+
+    // A pinned option cannot be changed on the page.
+    drop(worker);
+    let pinned = ["--price", "0.1", "--slots", "3", "--pin", "slots"];
+    let _worker = market.start_scoped_worker("tuned", &pinned).await.unwrap();
+    market.wait_for_machine("tuned", |m| m["offer"]["policy"]["pinned"] == json!(["slots"])).await.unwrap();
+    let refused = market.machine_owner.post(&wish, &settings(4)).await.unwrap_err().to_string();
+    assert!(refused.contains("pinned on the machine"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_drained_worker_finishes_its_job_and_stops() {
     let market = MARKET.open().await.unwrap();
     let _worker = market.start_scoped_worker("drained", &[]).await.unwrap();

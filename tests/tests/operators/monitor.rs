@@ -9,7 +9,10 @@ use std::{
 };
 
 use gpubnb_runtime::metric::{self, Kind};
-use gpubnb_tests::system::{MarketSettings, System};
+use gpubnb_tests::{
+    system::{MarketSettings, System},
+    wait::wait_until,
+};
 use serde_json::{Value, json};
 
 /// The text of a file in `deploy/monitoring`.
@@ -85,10 +88,12 @@ async fn every_server_is_ready_and_every_declared_metric_is_measured() {
     system.start_worker("attic", &[]).await.unwrap();
     let job = system.consumer.submit(&json!({ "template": "noop" })).await.unwrap();
     system.consumer.wait_until_settled(&job).await.unwrap();
+    let notifier = system.spawn_notifier(&["--monitor".to_owned(), "127.0.0.1:0".to_owned()]).unwrap();
+    wait_until("the notifier is ready", async || notifier.has_printed("ready")).await;
     // A live page stays open, so that the metric of open streams is 1.
     let page = format!("{}/market/live", system.url());
     let _open_page = reqwest::get(&page).await.unwrap();
-    let addresses = ["services-0", "projector", "ui"].map(|name| {
+    let addresses = ["services-0", "projector", "ui", "notifier"].map(|name| {
         let log = system.process_log(name);
         let line =
             log.lines().find(|line| line.contains("monitoring listens")).unwrap_or_else(|| panic!("{name}: {log}"));

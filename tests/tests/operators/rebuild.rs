@@ -112,7 +112,12 @@ async fn a_model_stops_at_an_event_that_it_cannot_fold_and_continues_after_the_r
 
 #[tokio::test]
 async fn a_projector_whose_disk_was_full_says_so_and_answers_again_when_there_is_room() {
-    let options = MarketSettings { has_monitoring: true, snapshot_every: Some(0), ..MarketSettings::default() };
+    let options = MarketSettings {
+        has_monitoring: true,
+        is_fsync_off: true,
+        snapshot_every: Some(0),
+        ..MarketSettings::default()
+    };
     let mut system = System::start(options).await.unwrap();
     let honest = system.consumer.get("/wallet").await.unwrap()["balance"].clone();
     system.projector = None;

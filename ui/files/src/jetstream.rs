@@ -1,15 +1,16 @@
 //! Files in the object store of the broker.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io};
 
 use async_nats::jetstream::{
     Context,
     object_store::{DeleteErrorKind, GetErrorKind, InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore},
 };
+use bytes::{Bytes, BytesMut};
 use data_encoding::BASE64URL;
 use futures_util::TryStreamExt as _;
 use gpubnb_events::AccountId;
-use gpubnb_log::stream::store_stream;
+use gpubnb_log::{message, stream::store_stream};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::{FileInfo, FileReader, FilesError, NOBODY, NewFile, Owner, Room, Usage};
@@ -18,6 +19,10 @@ use crate::{FileInfo, FileReader, FilesError, NOBODY, NewFile, Owner, Room, Usag
 const OWNER: &str = "owner";
 const HAS_MONEY: &str = "has_money";
 const DESCRIBES: &str = "describes";
+
+/// Most bytes and chunks of a file that is read without a consumer.
+const MAX_SMALL: usize = 8 << 20;
+const MAX_SMALL_CHUNKS: usize = 1_024;
 
 /// A store in the broker.
 #[derive(Clone)]
@@ -69,6 +74,10 @@ impl Jetstream {
     }
 
     pub(crate) async fn read(&self, name: &str, first: u64) -> Result<Option<FileReader>, FilesError> {
+        if let Some(content) = self.read_small(name).await? {
+            let first = usize::try_from(first).unwrap_or(usize::MAX).min(content.len());
+            return Ok(Some(Box::pin(io::Cursor::new(content.slice(first..)))));
+        }
         let mut object = match self.store.get(name).await {
             Ok(object) => object,
             Err(e) if e.kind() == GetErrorKind::NotFound => return Ok(None),
@@ -77,6 +86,29 @@ impl Jetstream {
         // The store cannot read from the middle of an object, so the bytes before `first` are read and dropped.
         tokio::io::copy(&mut (&mut object).take(first), &mut tokio::io::sink()).await?;
         Ok(Some(Box::pin(object)))
+    }
+
+    /// The bytes of a file of few chunks; `None` for another file, and for none. The store's own reader makes a
+    /// consumer for each file, of which the broker allows some hundred, and a dataset may have thousands of small
+    /// files.
+    async fn read_small(&self, name: &str) -> Result<Option<Bytes>, FilesError> {
+        let info = match self.store.info(name).await {
+            Ok(info) if !info.deleted && info.chunks <= MAX_SMALL_CHUNKS && info.size <= MAX_SMALL => info,
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == InfoErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(broker(e)),
+        };
+        let stream = self.js.get_stream_no_info(store_stream(&self.name)).await.map_err(broker)?;
+        let subject = format!("$O.{}.C.{}", self.name, info.nuid);
+        let (mut content, mut from) = (BytesMut::with_capacity(info.size), 1);
+        for _ in 0..info.chunks {
+            let next = message::next_at_leader(&stream, &subject, from).await.map_err(broker)?;
+            let gone = || io::Error::new(io::ErrorKind::NotFound, "a piece of the file is not stored");
+            let chunk = next.ok_or_else(gone)?;
+            from = chunk.sequence + 1;
+            content.extend_from_slice(&chunk.payload);
+        }
+        Ok(Some(content.freeze()))
     }
 
     pub(crate) async fn delete(&self, name: &str) -> Result<(), FilesError> {

@@ -122,7 +122,7 @@ fn check_access(access: Access, identity: &Identity) -> Result<(), Problem> {
             None => Ok(()),
             Some(scopes) if scopes.contains(&scope) => Ok(()),
             Some(_) => Err(Problem::forbidden(format!(
-                "This token does not have the scope `{scope}`: create a token that has it."
+                "This token does not have the scope `{scope}`: create a token that has it, or run `gpubnb login` again."
             ))),
         },
         Access::Operator if identity.viewer.is_operator => Ok(()),

@@ -88,6 +88,12 @@ pub(crate) enum Scope {
     /// Looking at the account's wallet: its money and its postings.
     #[serde(rename = "wallet:read")]
     WalletRead,
+    /// Adding, testing and removing webhooks, and looking at what was sent.
+    #[serde(rename = "webhooks:write")]
+    WebhooksWrite,
+    /// Storing and deleting named secrets, and looking at their names. Nobody can read their values.
+    #[serde(rename = "secrets:write")]
+    SecretsWrite,
     /// Running the platform, if the token's user is an operator.
     #[serde(rename = "ops")]
     Ops,
@@ -95,8 +101,28 @@ pub(crate) enum Scope {
 
 impl Scope {
     /// All scopes, in the order in which forms list them.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::JobsRead, Self::JobsWrite, Self::MachinesWrite, Self::WalletRead, Self::Ops];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::JobsRead,
+        Self::JobsWrite,
+        Self::MachinesWrite,
+        Self::WalletRead,
+        Self::WebhooksWrite,
+        Self::SecretsWrite,
+        Self::Ops,
+    ];
+
+    /// The words for the scope in the form of a new token.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::JobsRead => "See your jobs, their logs and files",
+            Self::JobsWrite => "Run and cancel jobs, which spends your money and can use your secrets",
+            Self::MachinesWrite => "Add, change and remove your machines",
+            Self::WalletRead => "See your money",
+            Self::WebhooksWrite => "Add, test and remove your webhooks",
+            Self::SecretsWrite => "Store and delete your secrets",
+            Self::Ops => "Operate the market",
+        }
+    }
 }
 
 impl fmt::Display for Scope {
@@ -106,6 +132,8 @@ impl fmt::Display for Scope {
             Self::JobsWrite => "jobs:write",
             Self::MachinesWrite => "machines:write",
             Self::WalletRead => "wallet:read",
+            Self::WebhooksWrite => "webhooks:write",
+            Self::SecretsWrite => "secrets:write",
             Self::Ops => "ops",
         })
     }

@@ -181,7 +181,7 @@ impl Routes {
     /// States the parameters in the query string of the URL.
     pub(crate) fn query<Q: IntoParams>(mut self) -> Self {
         if let Some(last) = self.table.last_mut() {
-            last.query = Q::into_params(|| Some(ParameterIn::Query));
+            last.query.extend(Q::into_params(|| Some(ParameterIn::Query)));
         }
         self
     }

@@ -257,7 +257,7 @@ impl Users {
         .await
     }
 
-    /// Replaces the password, if `old` is the present password. Revokes all tokens of the user.
+    /// Replaces the password, if `old` is the current password. Revokes all tokens of the user.
     pub(crate) async fn change_password(&self, account: AccountId, old: &str, new: &str) -> Result<(), Problem> {
         check_password(new)?;
         self.verify_password(account, old).await?;
@@ -271,7 +271,7 @@ impl Users {
         if self.passwords.verify(short, Some(user.password)).await? {
             return Ok(());
         }
-        Err(Problem::invalid("old", "This is not your present password."))
+        Err(Problem::invalid("old", "This is not your current password."))
     }
 
     /// True if the account has a user. A closed account has none.

@@ -11,7 +11,7 @@ use axum::{
 use futures_util::Stream;
 use gpubnb_events::{
     JobId, Lease, MachineId, Seq, Timestamp,
-    command::{CancelJob, Done, ExplainJob, Quote, Submitted},
+    command::{CancelJob, Done, ExplainJob, Quote},
     job_request::JobRequest,
     output::{LogLine, LogStream, Progress},
     signed_log::SignedLog,
@@ -30,7 +30,7 @@ use crate::{
     error::{ApiError, Problem},
     extract::{JsonBody, MinSeq, Path, Query},
     live::output::{self, OutputCursor, OutputItem},
-    transfer,
+    submission::Submission,
 };
 
 /// A job as the read model shows it, with two things that the read model does not contain: the job's progress, and the
@@ -65,11 +65,20 @@ pub(crate) async fn submit(
         let detail = "The header names another job than the field `job`: send the id once.";
         return Err(Problem::invalid("idempotency-key", detail).into());
     }
-    let inputs = transfer::resolve_inputs(&app, signed_in.account, &request.inputs).await?;
-    let command = request.into_command(key.unwrap_or_else(JobId::generate), inputs).map_err(Problem::from)?;
-    let submitted: Submitted = app.job_command("submit", signed_in.actor(), command.job, &command).await?;
+    let request = JobRequest { job: key.or(request.job), ..request };
+    let submission = Submission::prepare(&app, signed_in.account, request, JobId::generate()).await?;
+    let submitted = submission.submit(&app, signed_in.actor()).await?;
     let location = format!("/api/v1/jobs/{}", submitted.job);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(submitted)).into_response())
+}
+
+/// Answer of `POST /api/v1/quote`.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct QuotedJob {
+    #[serde(flatten)]
+    quote: Quote,
+    /// The image that the job would run. An image that the request names by a tag has its digest here.
+    image: String,
 }
 
 /// `POST /api/v1/quote`: the price of a job, without submitting it.
@@ -77,10 +86,10 @@ pub(crate) async fn quote(
     State(app): State<App>,
     signed_in: SignedIn,
     JsonBody(request): JsonBody<JobRequest>,
-) -> Result<Json<Quote>, ApiError> {
-    let inputs = transfer::resolve_inputs(&app, signed_in.account, &request.inputs).await?;
-    let command = request.into_command(JobId::generate(), inputs).map_err(Problem::from)?;
-    Ok(Json(app.command("market", "quote", signed_in.actor(), &command).await?))
+) -> Result<Json<QuotedJob>, ApiError> {
+    let submission = Submission::prepare(&app, signed_in.account, request, JobId::generate()).await?;
+    let quote = submission.quote(&app, signed_in.actor()).await?;
+    Ok(Json(QuotedJob { quote, image: submission.image().to_owned() }))
 }
 
 /// Query parameters of `GET /api/v1/jobs`.

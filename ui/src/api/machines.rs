@@ -3,7 +3,7 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
-    Actor, MachineId, Seq,
+    Actor, Chain, MachineId, Seq,
     command::{
         Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineChange, MachineCredential,
         RedeemEnrollment, RenewCredential, RequestChallenge, RevokeMachine, Revoked,
@@ -14,11 +14,12 @@ use gpubnb_query::{
     request::{DaysOf, ModelHistoryQuery, TrailOf},
     view::{
         AttemptOutcome, Day, Figures, MachineState, MachineView, MarketDay, ModelHistory, ModelHour, ModelSummary,
-        Page, Reading, TrailEvent,
+        Page, Reading, TrailEvent, TypicalRun,
     },
 };
 use gpubnb_runtime::rpc::RpcError;
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use super::jobs::TrailPage;
@@ -28,6 +29,7 @@ use crate::{
     earnings::MONTH,
     error::ApiError,
     extract::{JsonBody, Path, Query},
+    market_filters::MarketFilters,
     prices::{default_model, recent_models},
 };
 
@@ -56,13 +58,14 @@ pub(crate) struct MachineRow {
     machine: MachineView,
     /// The state that pages show. Only a machine in the state `Online` takes jobs.
     state: MachineState,
-    /// The number of slots without a job.
+    /// The number of jobs that the machine could take now.
     free_slots: u32,
 }
 
 impl From<MachineView> for MachineRow {
     fn from(machine: MachineView) -> Self {
-        let (state, free_slots) = (machine.listed.state(), machine.listed.free_slots());
+        let state = machine.listed.state();
+        let free_slots = if state == MachineState::Online { machine.listed.free_slots() } else { 0 };
         Self { machine, state, free_slots }
     }
 }
@@ -72,10 +75,12 @@ pub(crate) async fn list(
     State(app): State<App>,
     viewer: Viewer,
     Query(page): Query<MachinePage>,
+    Query(filters): Query<MarketFilters>,
 ) -> Result<Json<Page<MachineRow>>, ApiError> {
     let limit = page.limit.unwrap_or(MAX_MACHINES).clamp(1, MAX_MACHINES) as usize;
     let mut rows = app.queries.machines(viewer.actor(), Seq(page.min_seq)).await?;
     rows.sort_by_key(|m| m.listed.machine);
+    rows.retain(|m| filters.matches(m));
     rows.retain(|m| page.cursor.is_none_or(|cursor| m.listed.machine > cursor));
     let more = rows.len() > limit;
     rows.truncate(limit);
@@ -104,9 +109,23 @@ pub(crate) async fn events(
     Ok(Json(app.queries.trail(viewer.actor(), page.query(TrailOf::Machine(machine)), page.seq()).await?))
 }
 
+/// A template, and what its jobs usually take.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct ListedTemplate {
+    #[serde(flatten)]
+    #[schema(inline)]
+    template: &'static Template,
+    /// The usual time and cost of its jobs; `None` before the first completed run, and while nobody can say.
+    typical: Option<TypicalRun>,
+}
+
 /// `GET /templates`: the approved templates of jobs.
-pub(crate) async fn templates() -> Json<&'static [Template]> {
-    Json(gpubnb_events::template::ALL)
+pub(crate) async fn templates(State(app): State<App>, viewer: Viewer) -> Json<Vec<ListedTemplate>> {
+    let missing = |e: &RpcError| warn!(error = %Chain(e), "the templates are listed without their usual times");
+    let typical = app.queries.typical_runs(viewer.actor()).await.inspect_err(missing).unwrap_or_default();
+    let of = |template: &'static Template| typical.iter().find(|run| run.template == template.id).cloned();
+    let listed = gpubnb_events::template::ALL.iter().map(|template| ListedTemplate { template, typical: of(template) });
+    Json(listed.collect())
 }
 
 /// `GET /market/models`.

@@ -3,9 +3,12 @@
 //! Belongs here: handlers that read and answer JSON. Must not come here: HTML, which belongs to `page`.
 
 pub(crate) mod account;
+pub(crate) mod datasets;
 pub(crate) mod jobs;
 pub(crate) mod machines;
 pub(crate) mod ops;
 pub(crate) mod published;
+pub(crate) mod secrets;
 pub(crate) mod stream;
 pub(crate) mod wallet;
+pub(crate) mod webhooks;

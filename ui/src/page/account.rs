@@ -45,6 +45,18 @@ struct AccountPage {
 }
 
 impl AccountPage {
+    /// The message beside a field that was refused; `None` for every other field.
+    fn error_of(&self, field: &str) -> Option<&str> {
+        let problem = self.problem.as_ref().filter(|problem| problem.field.as_deref() == Some(field));
+        problem.map(|problem| problem.detail.as_str())
+    }
+
+    /// The problem, if no field of this page is at fault.
+    fn other_problem(&self) -> Option<&Problem> {
+        const FIELDS: [&str; 5] = ["label", "scopes", "days", "old", "password"];
+        self.problem.as_ref().filter(|problem| problem.field.as_deref().is_none_or(|field| !FIELDS.contains(&field)))
+    }
+
     fn field_or<'a>(&'a self, name: &str, default: &'a str) -> &'a str {
         self.fields.iter().find(|(n, _)| n == name).map_or(default, |(_, value)| value)
     }

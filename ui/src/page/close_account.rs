@@ -81,6 +81,7 @@ async fn close_and_remove(app: App, signed_in: SignedIn, form: CloseForm) -> Res
         app.command::<Done>("account", "close", signed_in.actor(), &close).await?;
         app.passkeys.forget(account).await?;
         app.notifications.forget(account).await?;
+        app.datasets.forget(account).await?;
         app.users.remove(account).await?;
     }
     app.sessions.forget(account).await?;

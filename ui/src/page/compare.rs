@@ -176,7 +176,7 @@ fn machine_rows(machines: &[Arc<MachineView>]) -> Vec<Row> {
         }),
         plain("Self-test", &|m| hardware::test_result(&m.listed)),
         plain("Jobs at a time", &|m| m.listed.offer.slots.to_string()),
-        plain("Internet", &|m| m.listed.offer.policy.egress.to_string()),
+        plain("Internet access", &|m| m.listed.offer.policy.egress.to_string()),
         plain("Owner", &|m| m.listed.offer.policy.description()),
         plain("Images", &|m| m.listed.offer.policy.images()),
     ]

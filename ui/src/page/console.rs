@@ -28,7 +28,11 @@ use gpubnb_query::view::{
 use gpubnb_runtime::rpc::RpcError;
 use serde::Deserialize;
 
-use super::{Layout, render_fragment, render_page};
+use super::{
+    Layout,
+    console_tiles::{Overview, Tiles},
+    render_fragment, render_page,
+};
 use crate::{
     access::SignedIn,
     app::App,
@@ -45,7 +49,7 @@ use crate::{
 struct ConsolePage {
     layout: Layout,
     /// The HTML of the parts, in the order of [`PART_IDS`].
-    parts: [String; 6],
+    parts: [String; 7],
     /// The card of the stores of files. It is not updated live: listing all files each second would cost too much.
     files: String,
 }
@@ -114,9 +118,9 @@ impl DoctorCard {
 /// Timeout of the dead letters, of the deployment checks and of the stores of files. Without it, they would delay the
 /// other parts.
 const SLOW_PART_TIMEOUT: Duration = Duration::from_secs(1);
-const PART_IDS: [&str; 6] = ["streams", "models", "verification", "stuck", "letters", "doctor"];
+const PART_IDS: [&str; 7] = ["tiles", "stuck", "letters", "models", "verification", "streams", "doctor"];
 
-async fn render_parts(app: &App, signed_in: SignedIn) -> Result<[String; 6], Problem> {
+async fn render_parts(app: &App, signed_in: SignedIn) -> Result<[String; 7], Problem> {
     let actor = signed_in.operator_actor();
     let letters = async {
         let timed_out = |_| Err(RpcError::Unavailable("the services did not answer in time".to_owned()));
@@ -126,17 +130,32 @@ async fn render_parts(app: &App, signed_in: SignedIn) -> Result<[String; 6], Pro
         let timed_out = |_| Err(RpcError::Unavailable("the projector did not answer in time".to_owned()));
         tokio::time::timeout(SLOW_PART_TIMEOUT, app.queries.doctor(actor)).await.unwrap_or_else(timed_out)
     };
-    let (platform, stuck, letters, checks) =
-        tokio::join!(app.queries.platform(actor), app.queries.stuck(actor), letters, doctor);
+    let sums = async {
+        let timed_out = |_| Err(RpcError::Unavailable("the ledger was not summed in time".to_owned()));
+        tokio::time::timeout(SLOW_PART_TIMEOUT, app.ledger_sums.recent(&app.queries, actor, app.now()))
+            .await
+            .unwrap_or_else(timed_out)
+    };
+    let (platform, stuck, sums, letters, checks) =
+        tokio::join!(app.queries.platform(actor), app.queries.stuck(actor), sums, letters, doctor);
     let (platform, stuck, now) = (&platform?, stuck?, app.now());
     let behind = platform.streams.iter().filter_map(|s| s.behind).max().unwrap_or(0);
     let csrf = &super::csrf_field(signed_in.viewer);
+    let tiles = Tiles::new(&Overview {
+        platform,
+        stuck: &stuck,
+        letters: letters.as_deref(),
+        checks: checks.as_deref(),
+        sums: sums.as_ref(),
+        now,
+    });
     Ok([
-        render_fragment(&StreamsCard { platform })?,
-        render_fragment(&ModelsCard { platform, csrf, now })?,
-        render_fragment(&VerificationCard { platform, csrf, now })?,
+        render_fragment(&tiles)?,
         render_fragment(&StuckCard { stuck, csrf, now })?,
         render_fragment(&LettersCard { letters, behind, csrf, now })?,
+        render_fragment(&ModelsCard { platform, csrf, now })?,
+        render_fragment(&VerificationCard { platform, csrf, now })?,
+        render_fragment(&StreamsCard { platform })?,
         render_fragment(&DoctorCard { checks })?,
     ])
 }

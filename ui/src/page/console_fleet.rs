@@ -22,6 +22,7 @@ use crate::{
     error::{PageError, Problem},
     extract::Query,
     live::parts::{self, PagePart},
+    market_filters::STATES,
     state::Change,
 };
 
@@ -114,12 +115,7 @@ pub(crate) async fn page(
 ) -> Result<Html<String>, PageError> {
     let rows = render_rows(&app, &filters).await?;
     let layout = Layout::new("Fleet", "console", signed_in.viewer);
-    Ok(render_page(&FleetPage {
-        layout,
-        filters,
-        states: super::market::STATES.map(MachineState::name).to_vec(),
-        rows,
-    })?)
+    Ok(render_page(&FleetPage { layout, filters, states: STATES.map(MachineState::name).to_vec(), rows })?)
 }
 
 pub(crate) async fn live(

@@ -12,6 +12,7 @@ use super::{Layout, render_page};
 use crate::{
     access::{Endpoint, Viewer},
     error::{ApiError, PageError, Problem},
+    escape,
     extract::{Path, Query},
     openapi::{demand, endpoints, openapi_document},
 };
@@ -135,9 +136,22 @@ struct EndpointsPage {
 }
 
 impl EndpointsPage {
-    fn required_access(&self, endpoint: &Endpoint) -> String {
-        demand(endpoint.access)
+    fn about(&self, endpoint: &Endpoint) -> String {
+        with_code(endpoint.about)
     }
+
+    fn required_access(&self, endpoint: &Endpoint) -> String {
+        with_code(&demand(endpoint.access))
+    }
+}
+
+/// A text of this program with code between backticks, as HTML.
+fn with_code(text: &str) -> String {
+    let part = |(n, part): (usize, &str)| match n % 2 {
+        1 => format!("<code>{}</code>", escape::html(part)),
+        _ => escape::html(part),
+    };
+    text.split('`').enumerate().map(part).collect()
 }
 
 /// `GET /docs/endpoints`: every endpoint of the API.

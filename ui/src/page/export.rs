@@ -9,7 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
-use gpubnb_events::{Actor, Seq};
+use gpubnb_events::{
+    Actor, Seq,
+    command::{ListSecrets, StoredSecret},
+};
 use gpubnb_query::request::{JobsQuery, StatementQuery};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -89,6 +92,7 @@ async fn person(app: &App, signed_in: SignedIn, actor: Actor) -> Result<Value, P
     let (account, now) = (signed_in.account, app.now());
     let settings = app.notifications.settings(account).await?;
     let webhooks = settings.webhooks.iter().map(|webhook| json!({ "url": webhook.url, "kinds": webhook.kinds }));
+    let secrets: Vec<StoredSecret> = app.command("account", "secrets", actor, &ListSecrets {}).await?;
     let sessions = app.sessions.list(account, now).await?;
     let sessions = sessions.iter().map(
         |session| json!({ "browser": session.browser, "since": session.created_at, "last_seen": session.last_seen }),
@@ -104,6 +108,7 @@ async fn person(app: &App, signed_in: SignedIn, actor: Actor) -> Result<Value, P
         "confirmed_address": settings.address,
         "mail": settings.mail,
         "webhooks": webhooks.collect::<Vec<_>>(),
+        "secrets": secrets,
     }))
 }
 

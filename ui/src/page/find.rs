@@ -33,7 +33,7 @@ enum For {
 }
 
 /// The pages: title, address, who can open the page, and further words by which people look for it.
-const PAGES: [(&str, &str, For, &str); 22] = [
+const PAGES: [(&str, &str, For, &str); 24] = [
     ("Market", "/market", For::Anybody, "machines gpus rent offers"),
     ("Prices and availability", "/market/prices", For::Anybody, "history chart"),
     ("Run a job", "/jobs/new", For::SignedIn, "new submit start"),
@@ -44,6 +44,8 @@ const PAGES: [(&str, &str, For, &str); 22] = [
     ("What would my machine earn?", "/earn", For::Anybody, "calculator estimate provider"),
     ("Account", "/account", For::SignedIn, "password tokens sessions sign out"),
     ("Notifications", "/account/notifications", For::SignedIn, "webhooks e-mail"),
+    ("Datasets", "/datasets", For::SignedIn, "data files upload directory folder"),
+    ("Secrets", "/account/secrets", For::SignedIn, "token key environment variable"),
     ("Docs", "/docs", For::Anybody, "help guides"),
     ("API", "/docs/endpoints", For::Anybody, "endpoints openapi rest"),
     ("Changelog", "/docs/changelog", For::Anybody, "news versions"),

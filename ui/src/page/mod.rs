@@ -13,6 +13,8 @@ pub(crate) mod console;
 pub(crate) mod console_account;
 pub(crate) mod console_fleet;
 pub(crate) mod console_ledger;
+mod console_tiles;
+pub(crate) mod datasets;
 pub(crate) mod docs;
 pub(crate) mod earn;
 pub(crate) mod error;
@@ -31,6 +33,7 @@ pub(crate) mod password_reset;
 pub(crate) mod prices;
 pub(crate) mod provider;
 mod resubmit;
+pub(crate) mod secrets;
 pub(crate) mod sign_in;
 pub(crate) mod status;
 pub(crate) mod styleguide;
@@ -60,6 +63,11 @@ impl Layout {
     /// The URL of a file in `ui/assets/`.
     pub(crate) fn asset(&self, name: &str) -> String {
         assets::url(name)
+    }
+
+    /// The address of an icon or a picture in `ui/assets/icons.svg`.
+    pub(crate) fn icon(&self, name: &str) -> String {
+        assets::icon(name)
     }
 
     /// True if the viewer runs the platform.

@@ -1,7 +1,7 @@
 //! The page to submit a job: a form with the fields of a job template, a quote beside the form, and errors beside their
 //! fields.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use askama::Template;
 use axum::{
@@ -10,19 +10,24 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    AccountId, JobId, MachineId, Seq, Timestamp,
-    command::{Quote, SubmitJob, Submitted},
+    AccountId, Chain, JobId, MachineId, Seq, Timestamp,
+    command::{ListSecrets, Quote, StoredSecret, Submitted},
+    dataset::DatasetId,
     template::{self, Template as JobTemplate},
 };
-use gpubnb_query::view::{MachineState, MachineView};
+use gpubnb_query::view::{MachineState, MachineView, TypicalRun};
+use gpubnb_runtime::rpc::RpcError;
+use tracing::warn;
 
 use super::{Layout, render_fragment, render_page, resubmit};
 use crate::{
     access::{SignedIn, Viewer},
     app::App,
     error::{PageError, Problem},
-    extract::{Form, Query},
-    input, transfer,
+    extract::{Form, Origin, Query},
+    image_names::PinnedImage,
+    input, snippets,
+    submission::Submission,
 };
 
 /// The presets of the form that a link contains as query parameters.
@@ -56,6 +61,11 @@ const MAX_MACHINES: usize = 200;
 struct NewJobPage {
     layout: Layout,
     templates: &'static [JobTemplate],
+    typical_runs: Vec<TypicalRun>,
+    /// The person's datasets with names, and those that the form names: the value of the form field `dataset`.
+    datasets: Vec<String>,
+    /// The names of the person's stored secrets, and those that the form names.
+    secrets: Vec<String>,
     /// `None` for a custom image.
     chosen: Option<&'static JobTemplate>,
     /// The chosen machine; `None` if the market chooses.
@@ -85,6 +95,19 @@ impl NewJobPage {
         problem.map(|p| p.detail.clone()).unwrap_or_default()
     }
 
+    /// The attributes of an input that connect it with its error message; empty for a valid field.
+    fn invalid(&self, field: &str) -> String {
+        if self.error_of(field).is_empty() {
+            return String::new();
+        }
+        format!("aria-invalid=\"true\" aria-describedby=\"error-{field}\"")
+    }
+
+    /// The usual time and cost of the template's jobs; `None` before the first completed run.
+    fn typical_run(&self, t: &JobTemplate) -> Option<&TypicalRun> {
+        self.typical_runs.iter().find(|run| run.template == t.id)
+    }
+
     /// The label of the field at fault.
     fn label(&self, field: &str) -> String {
         let parameters = self.chosen.map(|t| t.fields).unwrap_or_default();
@@ -111,6 +134,22 @@ impl NewJobPage {
     fn inputs(&self) -> Vec<(&str, &str)> {
         let inputs = self.fields.iter().filter(|(name, _)| name == "input");
         inputs.filter_map(|(_, value)| Some((value.as_str(), value.split_once(' ')?.1))).collect()
+    }
+
+    /// True if a field of this name has this value, such as the name of a stored secret.
+    fn has_field(&self, field: &str, wanted: &String) -> bool {
+        self.fields.iter().any(|(name, value)| name == field && value == wanted)
+    }
+
+    /// A dataset for people: its name, or the beginning of its id, and the directory.
+    fn dataset_label(&self, field: &str) -> String {
+        let (dataset, rest) = field.split_once(' ').map_or((field, ""), |(dataset, rest)| (dataset, rest));
+        let short = dataset.parse::<DatasetId>().map_or_else(|_| dataset.to_owned(), |id| id.short().to_owned());
+        let directory = rest.strip_suffix(" rw").map_or_else(
+            || format!("/data/{}", if rest.is_empty() { &short } else { rest }),
+            |directory| format!("/scratch/{directory}, a copy"),
+        );
+        format!("{short} in {directory}")
     }
 
     /// The default time limit, seconds.
@@ -142,9 +181,27 @@ async fn render(
     machines.truncate(MAX_MACHINES);
     machines.extend(machine.clone().filter(|m| machines.iter().all(|other| other.listed.machine != m.listed.machine)));
     let id = preset.template.as_deref().unwrap_or("train");
+    // Without these answers the form still works, and what a person typed is not lost.
+    let missing = |e: &RpcError| warn!(error = %Chain(e), "the form of a job shows less");
+    let actor = signed_in.actor();
+    let typical_runs = app.queries.typical_runs(actor).await.inspect_err(missing).unwrap_or_default();
+    let stored: Result<Vec<StoredSecret>, _> = app.command("account", "secrets", actor, &ListSecrets {}).await;
+    let stored = stored.inspect_err(missing).unwrap_or_default();
+    // A name that has no secret any more is shown, too: the market says what is wrong with it.
+    let named = fields.iter().filter(|(name, _)| name == "secrets").map(|(_, value)| value.clone());
+    let secrets: BTreeSet<String> = stored.into_iter().map(|secret| secret.name).chain(named).collect();
+    let known = app.datasets.of(signed_in.account, app.now()).await.unwrap_or_else(|problem| {
+        warn!(problem = problem.detail, "the form of a job shows less");
+        Vec::new()
+    });
+    let named = fields.iter().filter(|(name, _)| name == "dataset").map(|(_, value)| value.clone());
+    let datasets: BTreeSet<String> = known.into_iter().filter_map(|dataset| dataset.name).chain(named).collect();
     render_page(&NewJobPage {
         layout: Layout::new("New job", "new", signed_in.viewer),
         templates: template::ALL,
+        typical_runs,
+        datasets: datasets.into_iter().collect(),
+        secrets: secrets.into_iter().collect(),
         chosen: template::find(id),
         machine,
         machines,
@@ -176,19 +233,17 @@ pub(crate) async fn page(
     Ok(render(&app, signed_in, FormPreset::of_form(&fields), fields, Vec::new()).await?)
 }
 
-/// The submitted form as a command. The sizes and hashes of the job's files come from the store of uploads. Returns the
-/// problems of all fields.
-async fn to_command(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<SubmitJob, Vec<Problem>> {
+/// The submitted form as a job that is ready to be submitted. Returns the problems of all fields.
+async fn prepare(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<Submission, Vec<Problem>> {
     let problems = input::problems(fields.clone());
     if !problems.is_empty() {
         return Err(problems);
     }
-    let command = async {
+    let prepared = async {
         let request = input::from_form(fields)?;
-        let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
-        Ok(request.into_command(JobId::generate(), inputs)?)
+        Submission::prepare(app, account, request, JobId::generate()).await
     };
-    command.await.map_err(|problem| vec![problem])
+    prepared.await.map_err(|problem| vec![problem])
 }
 
 pub(crate) async fn submit(
@@ -196,12 +251,8 @@ pub(crate) async fn submit(
     signed_in: SignedIn,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
-    let command = to_command(&app, signed_in.account, fields.clone()).await;
-    let submitted: Result<Submitted, Vec<Problem>> = match command {
-        Ok(command) => {
-            let submitted = app.job_command("submit", signed_in.actor(), command.job, &command).await;
-            submitted.map_err(|refused| vec![Problem::from(refused)])
-        }
+    let submitted = match prepare(&app, signed_in.account, fields.clone()).await {
+        Ok(submission) => submission.submit(&app, signed_in.actor()).await.map_err(|problem| vec![problem]),
         Err(problems) => Err(problems),
     };
     match submitted {
@@ -220,29 +271,33 @@ pub(crate) async fn submit(
 #[template(path = "quote.html")]
 struct QuoteCard {
     quote: Option<Quote>,
+    /// The image, if the form names it by a tag.
+    pinned: Option<PinnedImage>,
     /// The reasons why there is no quote.
     problems: Vec<Problem>,
     now: Timestamp,
+    /// The job as a command and as programs; empty for a form that cannot be read.
+    snippets: String,
 }
 
 /// `POST /jobs/quote`: the quote beside the form. The browser requests a quote after every change of the form.
 pub(crate) async fn quote(
     State(app): State<App>,
     signed_in: SignedIn,
+    Origin(market): Origin,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Html<String>, PageError> {
-    let command = to_command(&app, signed_in.account, fields).await;
-    let quote: Result<Quote, Vec<Problem>> = match command {
-        Ok(command) => {
-            let quote = app.command("market", "quote", signed_in.actor(), &command).await;
-            quote.map_err(|refused| vec![Problem::from(refused)])
-        }
-        Err(problems) => Err(problems),
-    };
+    let request = input::from_form(fields.clone()).ok().filter(|r| r.template.is_some() || r.image.is_some());
+    let snippets = request.map(|request| snippets::html(request, &market)).transpose()?.unwrap_or_default();
     let now = app.now();
-    let card = match quote {
-        Ok(quote) => QuoteCard { quote: Some(quote), problems: Vec::new(), now },
-        Err(problems) => QuoteCard { quote: None, problems, now },
+    let card = match prepare(&app, signed_in.account, fields).await {
+        Err(problems) => QuoteCard { quote: None, pinned: None, problems, now, snippets },
+        Ok(submission) => match submission.quote(&app, signed_in.actor()).await {
+            Ok(quote) => {
+                QuoteCard { quote: Some(quote), pinned: submission.pinned, problems: Vec::new(), now, snippets }
+            }
+            Err(problem) => QuoteCard { quote: None, pinned: None, problems: vec![problem], now, snippets },
+        },
     };
     Ok(Html(render_fragment(&card)?))
 }

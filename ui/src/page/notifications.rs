@@ -9,27 +9,22 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    CommandId, MicroUsd, Millis, Timestamp,
-    notification::{
-        Delivery, DeliveryTry, MAX_WEBHOOK_URL, MAX_WEBHOOKS, Notification, NotificationKind, NotificationSettings,
-        Webhook,
-    },
+    CommandId, MicroUsd, Timestamp,
+    notification::{DeliveryTry, NotificationKind, NotificationSettings, Webhook},
 };
 use serde::Deserialize;
-use url::Url;
 
 use super::{Layout, render_page};
 use crate::{
-    access::{Client, LinkKind, SignedIn, Viewer, new_webhook_secret},
+    access::{Client, LinkKind, SignedIn, Viewer},
     accounts,
     app::App,
     error::{PageError, Problem},
     extract::{Form, Path, Query},
     input,
+    webhooks::{self, end, host},
 };
 
-/// The time between two tests of a webhook.
-const TEST_PAUSE: Millis = Millis(10_000);
 /// A limit of the balance may not be higher.
 const MAX_LOW_BALANCE: MicroUsd = MicroUsd(1_000_000_000_000);
 
@@ -92,17 +87,6 @@ impl NotificationsPage {
     fn is_wrong(&self, field: &str) -> bool {
         self.problem.as_ref().is_some_and(|problem| problem.field.as_deref() == Some(field))
     }
-}
-
-/// The host in the address of a webhook. The rest of an address may be a secret.
-fn host(url: &str) -> &str {
-    url.split_once("://").map_or(url, |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default())
-}
-
-/// The end of an address: it tells two webhooks at one host from each other.
-fn end(url: &str) -> &str {
-    let start = url.char_indices().rev().nth(3).map_or(0, |(at, _)| at);
-    &url[start..]
 }
 
 async fn render(
@@ -201,52 +185,14 @@ pub(crate) async fn add_webhook(
     signed_in: SignedIn,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
-    let added = async {
-        let url = check_url(value(&fields, "url"), app.webhook_host.as_deref())?;
-        let kinds = checked_kinds(&fields);
-        if kinds.is_empty() {
-            return Err(Problem::invalid("kind", "Choose at least one kind of notification."));
-        }
-        let (id, secret, created_at) = (CommandId::generate(), new_webhook_secret(), app.now());
-        let webhook = Webhook { id, url, secret: secret.clone(), kinds, created_at, tested_at: None };
-        app.notifications
-            .change(signed_in.account, |settings| {
-                if settings.webhooks.len() >= MAX_WEBHOOKS {
-                    let detail = format!("You have {MAX_WEBHOOKS} webhooks: remove one that you do not use.");
-                    return Err(Problem::invalid("url", detail));
-                }
-                settings.webhooks.push(webhook.clone());
-                Ok(())
-            })
-            .await?;
-        Ok(secret)
-    };
-    match added.await {
-        Ok(secret) => Ok(render(&app, signed_in, Some(secret), None, None).await?),
+    let added = webhooks::add(&app, signed_in.account, value(&fields, "url"), checked_kinds(&fields)).await;
+    match added {
+        Ok(webhook) => Ok(render(&app, signed_in, Some(webhook.secret), None, None).await?),
         Err(problem) if problem.field.is_some() => {
             Ok(render(&app, signed_in, None, None, Some((problem, fields))).await?)
         }
         Err(problem) => Err(problem.into()),
     }
-}
-
-/// The address of a webhook, if requests may be sent there. The notifier checks the addresses behind the name again, at
-/// each request.
-fn check_url(text: &str, allowed: Option<&str>) -> Result<String, Problem> {
-    let bad = |detail: &str| Problem::invalid("url", detail);
-    if text.len() > MAX_WEBHOOK_URL {
-        return Err(bad("The address is too long: 500 characters at most."));
-    }
-    let url = Url::parse(text).map_err(|_| bad("This is not an address, such as https://example.com/hook."))?;
-    let Some(host) = url.host_str() else { return Err(bad("The address names no host.")) };
-    let place = format!("{host}:{}", url.port_or_known_default().unwrap_or_default());
-    if url.scheme() != "https" && !(url.scheme() == "http" && allowed == Some(&place)) {
-        return Err(bad("The address begins with https://."));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(bad("Leave the user and the password out of the address: each request has a signature."));
-    }
-    Ok(url.into())
 }
 
 /// `POST /account/webhooks/{webhook}/remove`
@@ -255,13 +201,7 @@ pub(crate) async fn remove_webhook(
     signed_in: SignedIn,
     Path(id): Path<CommandId>,
 ) -> Result<Redirect, PageError> {
-    app.notifications
-        .change(signed_in.account, |settings| {
-            let before = settings.webhooks.len();
-            settings.webhooks.retain(|webhook| webhook.id != id);
-            if settings.webhooks.len() < before { Ok(()) } else { Err(Problem::not_found("webhook")) }
-        })
-        .await?;
+    webhooks::remove(&app, signed_in.account, id).await?;
     Ok(Redirect::to("/account/notifications?done=removed"))
 }
 
@@ -271,28 +211,7 @@ pub(crate) async fn test_webhook(
     signed_in: SignedIn,
     Path(webhook): Path<CommandId>,
 ) -> Result<Redirect, PageError> {
-    let (account, now) = (signed_in.account, app.now());
-    app.notifications
-        .change(account, |settings| {
-            let known = settings.webhooks.iter_mut().find(|known| known.id == webhook);
-            let known = known.ok_or_else(|| Problem::not_found("webhook"))?;
-            if known.tested_at.is_some_and(|at| now.since(at) < TEST_PAUSE) {
-                return Err(Problem::too_many("A test was sent just now.", TEST_PAUSE.0 / 1_000));
-            }
-            known.tested_at = Some(now);
-            Ok(())
-        })
-        .await?;
-    let notification = Notification {
-        kind: NotificationKind::Test,
-        seq: None,
-        at: now,
-        title: "This is a test.".to_owned(),
-        path: "/account/notifications".to_owned(),
-        data: serde_json::json!({}),
-    };
-    let id = format!("test-{}", CommandId::generate());
-    app.notifications.send(&Delivery::Webhook { account, webhook, id, notification }).await?;
+    webhooks::test(&app, signed_in.account, webhook).await?;
     Ok(Redirect::to("/account/notifications?done=sent"))
 }
 
@@ -344,27 +263,4 @@ pub(crate) async fn confirm(
         })
         .await?;
     Ok(Redirect::to("/account/notifications?done=confirmed"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_that_are_no_webhook_are_refused() {
-        let allowed = Some("127.0.0.1:9000");
-        for good in ["https://example.com/hook?x=1", "https://example.com:8443", "http://127.0.0.1:9000/"] {
-            assert!(check_url(good, allowed).is_ok(), "{good}");
-        }
-        assert!(
-            check_url("http://127.0.0.1:9000/", None).is_err() && check_url("http://127.0.0.1:1", allowed).is_err()
-        );
-        let long = format!("https://example.com/{}", "x".repeat(MAX_WEBHOOK_URL));
-        for bad in
-            ["", "example.com", "http://example.com", "ftp://example.com", "https://", "https://u:p@example.com", &long]
-        {
-            assert!(check_url(bad, allowed).is_err(), "{bad}");
-        }
-        assert_eq!(host("https://hooks.slack.com/services/secret"), "hooks.slack.com");
-    }
 }

@@ -15,10 +15,11 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use gpubnb_events::{
     Aggregate, HourlyRate, MachineId, MicroUsd, Seq, Timestamp,
     command::{ChangeMachine, Done, MachineChange, RevokeMachine, Revoked},
+    spec::{MachineSettings, Setting},
 };
 use gpubnb_query::{
     request::DaysOf,
-    view::{Balance, Day, MachineState, MachineView},
+    view::{Balance, Day, ListedMachine, MachineState, MachineView},
 };
 use serde::Deserialize;
 
@@ -72,16 +73,63 @@ struct OwnMachineCard {
     utilisation: u64,
     /// The prices of machines with the same GPU.
     prices: Option<PriceRange>,
-    /// A refused new price, as it was submitted, and the error message.
-    refused_price: Option<(String, String)>,
+    /// The form of the settings: the present settings, or those that were refused.
+    settings: SettingsForm,
     csrf: String,
     now: Timestamp,
 }
 
+/// The fields of the form of a machine's settings, as texts.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct SettingsForm {
+    /// Dollars per hour.
+    price: String,
+    slots: String,
+    /// Empty for all hours.
+    hours: String,
+    /// Empty if jobs need not wait for idle GPUs.
+    idle_minutes: String,
+    /// The reason why the market refused these settings, and the name of the field.
+    #[serde(skip)]
+    refused: Option<(String, String)>,
+}
+
+impl SettingsForm {
+    /// The form with the settings that the owner wants now.
+    fn of(listed: &ListedMachine) -> Self {
+        let settings = listed.requested.clone().unwrap_or_else(|| listed.offer.settings());
+        Self {
+            price: listed.offer.price.0.to_string().replace('$', ""),
+            slots: settings.slots.to_string(),
+            hours: settings.hours.unwrap_or_default(),
+            idle_minutes: settings.idle_minutes.map(|minutes| minutes.to_string()).unwrap_or_default(),
+            refused: None,
+        }
+    }
+
+    fn read(&self) -> Result<MachineSettings, Problem> {
+        let number = |field: &str, text: &str| {
+            text.trim().parse::<u32>().map_err(|_| Problem::invalid(field, "This must be a whole number."))
+        };
+        let set = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+        Ok(MachineSettings {
+            price: HourlyRate(dollars("price", &self.price)?),
+            slots: number("slots", &self.slots)?,
+            hours: set(&self.hours),
+            idle_minutes: set(&self.idle_minutes).map(|text| number("idle_minutes", &text)).transpose()?,
+        })
+    }
+
+    /// The message beside a field; `None` if the field was not refused.
+    fn error_of(&self, field: &str) -> Option<&str> {
+        self.refused.as_ref().filter(|(refused, _)| refused == field).map(|(_, detail)| detail.as_str())
+    }
+}
+
 impl OwnMachineCard {
-    /// The present price without signs, as the owner would write it.
-    fn price(&self) -> String {
-        self.machine.listed.offer.price.0.to_string().replace('$', "")
+    fn is_pinned(&self, setting: impl std::borrow::Borrow<Setting>) -> bool {
+        self.machine.listed.offer.policy.pinned.contains(setting.borrow())
     }
 }
 
@@ -125,7 +173,7 @@ async fn load_card(
         prices: PriceRange::of(
             market.iter().map(|other| &other.listed).filter(|other| model(other) == model(&m.listed)),
         ),
-        refused_price: None,
+        settings: SettingsForm::of(&m.listed),
         today,
         earned_this_month: month.iter().map(|d| d.earned).sum(),
         utilisation: (today.metered.0 * 100 / slots_ms).min(100),
@@ -187,14 +235,14 @@ async fn render(
     app: &App,
     signed_in: SignedIn,
     seq: Seq,
-    refused_price: Option<(MachineId, (String, String))>,
+    refused: Option<(MachineId, SettingsForm)>,
 ) -> Result<Html<String>, Problem> {
     let (totals, machines) = tokio::join!(render_totals(app, signed_in, seq), load_machines(app, signed_in, seq));
     let (totals, mut machines) = (totals?, machines?);
-    if let Some((machine, price_and_error)) = refused_price
+    if let Some((machine, form)) = refused
         && let Some(card) = machines.cards.iter_mut().find(|card| card.machine.listed.machine == machine)
     {
-        card.refused_price = Some(price_and_error);
+        card.settings = form;
     }
     let layout = Layout::new("My machines", "provider", signed_in.viewer);
     let (has_machines, machines) = (!machines.cards.is_empty(), render_fragment(&machines)?);
@@ -204,12 +252,12 @@ async fn render(
 /// The form of a button that changes a machine.
 #[derive(Debug, Deserialize)]
 pub(crate) struct MachineChangeForm {
-    /// `pause`, `resume`, `drain`, `maintain`, `delist` or `reprice`.
+    /// `pause`, `resume`, `drain`, `maintain`, `delist` or `configure`.
     #[serde(rename = "wish")]
     change: String,
-    /// The new price for `reprice`, dollars per hour.
-    #[serde(default)]
-    price: Option<String>,
+    /// The new settings for `configure`.
+    #[serde(flatten)]
+    settings: SettingsForm,
 }
 
 pub(crate) async fn change(
@@ -218,13 +266,12 @@ pub(crate) async fn change(
     Path(machine): Path<MachineId>,
     Form(form): Form<MachineChangeForm>,
 ) -> Result<Response, PageError> {
-    let submitted_price = form.price.clone().unwrap_or_default();
-    match send_change(&app, signed_in, machine, form).await {
+    match send_change(&app, signed_in, machine, &form).await {
         Ok(done) => Ok(Redirect::to(&format!("/provider?seq={}", done.seq)).into_response()),
-        // The error message is shown beside the price field, which keeps the submitted price.
-        Err(problem) if problem.field.is_some() => {
-            let status = StatusCode::from_u16(problem.status).unwrap_or_default();
-            let refused = Some((machine, (submitted_price, problem.detail)));
+        // The error message is shown beside its field, and all fields keep what was submitted.
+        Err(Problem { field: Some(field), detail, status, .. }) if field.parse::<Setting>().is_ok() => {
+            let status = StatusCode::from_u16(status).unwrap_or_default();
+            let refused = Some((machine, SettingsForm { refused: Some((field, detail)), ..form.settings }));
             Ok((status, render(&app, signed_in, Seq::ZERO, refused).await?).into_response())
         }
         Err(problem) => Err(problem.into()),
@@ -235,7 +282,7 @@ async fn send_change(
     app: &App,
     signed_in: SignedIn,
     machine: MachineId,
-    form: MachineChangeForm,
+    form: &MachineChangeForm,
 ) -> Result<Done, Problem> {
     let wish = match form.change.as_str() {
         "pause" => MachineChange::Pause,
@@ -243,7 +290,7 @@ async fn send_change(
         "drain" => MachineChange::Drain,
         "maintain" => MachineChange::Maintain,
         "delist" => MachineChange::Delist,
-        "reprice" => MachineChange::Reprice(HourlyRate(dollars("price", &form.price.unwrap_or_default())?)),
+        "configure" => MachineChange::Configure(form.settings.read()?),
         _ => {
             return Err(Problem::invalid("wish", "A machine cannot be changed in this way. Use a button of the page."));
         }

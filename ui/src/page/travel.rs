@@ -4,8 +4,12 @@
 use std::collections::BTreeMap;
 
 use askama::Template;
-use axum::{extract::State, response::Html};
-use gpubnb_events::{Seq, Timestamp};
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use gpubnb_events::{MicroUsd, Seq, Timestamp};
 use gpubnb_query::{
     request::LogPoint,
     view::ops::{PastMarket, PastRow, Progress, TimeTravel, fields},
@@ -74,6 +78,8 @@ enum TravelContent {
     Market(Box<PastMarket>, Option<Box<PastMarket>>),
     /// A job, machine or account, and the fields of its view.
     Row(PastRow, Vec<ComparedField>),
+    /// The destination cannot be read, or does not exist.
+    Refused(Problem),
     /// The projector is still folding the log up to the requested event.
     Folding(Progress),
 }
@@ -99,10 +105,12 @@ struct TravelPage {
 }
 
 impl TravelPage {
-    /// The address `events` events later (earlier if negative), for the buttons; `None` outside the log.
-    fn step(&self, events: i64) -> Option<String> {
-        let seq = self.seq.0.checked_add_signed(events).filter(|seq| (1..=self.last.0).contains(seq))?;
-        Some(self.destination.address(Seq(seq)))
+    /// The buttons: their words, and the address so many events later; `None` outside the log.
+    fn steps(&self) -> [(&'static str, Option<String>); 4] {
+        [("−100", -100), ("−1", -1), ("+1", 1), ("+100", 100)].map(|(words, events)| {
+            let seq = self.seq.0.checked_add_signed(events).filter(|seq| (1..=self.last.0).contains(seq));
+            (words, seq.map(|seq| self.destination.address(Seq(seq))))
+        })
     }
 
     /// The rows of the table "The market": name, value, and value in the market to compare with.
@@ -157,24 +165,40 @@ pub(crate) async fn page(
     State(app): State<App>,
     signed_in: SignedIn,
     Query(destination): Query<Destination>,
-) -> Result<Html<String>, PageError> {
+) -> Result<Response, PageError> {
     let last = app.queries.lag(signed_in.operator_actor()).await?.last;
+    let content = match load(&app, signed_in, &destination, last).await {
+        Err(problem) if problem.status < 500 => TravelContent::Refused(problem),
+        content => content?,
+    };
+    let seq = match &content {
+        TravelContent::Market(market, _) => market.seq,
+        TravelContent::Row(row, _) => row.seq,
+        TravelContent::Refused(_) => last,
+        TravelContent::Folding(_) => match destination.point(last) {
+            Ok(LogPoint::Seq(seq)) => seq,
+            _ => last,
+        },
+    };
+    let status = match &content {
+        TravelContent::Refused(problem) => StatusCode::from_u16(problem.status).unwrap_or(StatusCode::BAD_REQUEST),
+        _ => StatusCode::OK,
+    };
+    let layout = Layout::new("Time travel", "console", signed_in.viewer);
+    let page = render_page(&TravelPage { layout, destination, content, seq, last, now: app.now() })?;
+    Ok((status, page).into_response())
+}
+
+/// The content of the page for a destination.
+async fn load(app: &App, signed_in: SignedIn, destination: &Destination, last: Seq) -> Result<TravelContent, Problem> {
     let point = destination.point(last)?;
     let with = Some(destination.with.trim()).filter(|with| !with.is_empty()).map(str::parse).transpose();
     let with = with.map_err(|_| Problem::invalid("with", "A sequence is a whole number."))?.map(Seq);
-    let content = if destination.id.trim().is_empty() {
-        load_market(&app, signed_in, point, with).await?
+    if destination.id.trim().is_empty() {
+        load_market(app, signed_in, point, with).await
     } else {
-        load_row(&app, signed_in, &destination, point, with).await?
-    };
-    let seq = match (&content, point) {
-        (TravelContent::Market(market, _), _) => market.seq,
-        (TravelContent::Row(row, _), _) => row.seq,
-        (TravelContent::Folding(_), LogPoint::Seq(seq)) => seq,
-        (TravelContent::Folding(_), LogPoint::Time(_)) => last,
-    };
-    let layout = Layout::new("Time travel", "console", signed_in.viewer);
-    Ok(render_page(&TravelPage { layout, destination, content, seq, last, now: app.now() })?)
+        load_row(app, signed_in, destination, point, with).await
+    }
 }
 
 async fn load_market(
@@ -213,8 +237,26 @@ async fn load_row(
         None => Vec::new(),
     };
     let then = fields(row.row.as_ref());
-    let fields = if with.is_some() { compare_fields(then, other_fields) } else { only(then) };
+    let mut fields = if with.is_some() { compare_fields(then, other_fields) } else { only(then) };
+    for field in &mut fields {
+        field.value = with_unit(&field.name, std::mem::take(&mut field.value));
+        field.other_value = field.other_value.take().map(|value| with_unit(&field.name, value));
+    }
     Ok(TravelContent::Row(row, fields))
+}
+
+/// A value with its unit, if the end of the field's name says which.
+fn with_unit(name: &str, value: String) -> String {
+    let Ok(number) = value.parse::<i64>() else { return value };
+    match name.rsplit('.').next().unwrap_or(name) {
+        "amount" | "available" | "balance" | "budget" | "cost" | "earned" | "fee" | "held" | "hold" | "max_price"
+        | "price" | "price_cap" | "spent" => MicroUsd(number).to_string(),
+        "time" | "queue" => format!("{number} s"),
+        "billed" | "broker" | "limit" | "metered" | "run_time" | "worker" => format!("{number} ms"),
+        "disk" | "memory" | "output" | "shm" | "vram" => format!("{number} MiB"),
+        "cpu_millis" => format!("{number} thousandths of a core"),
+        _ => value,
+    }
 }
 
 /// The fields of one state, without a comparison.
@@ -252,6 +294,16 @@ mod tests {
         let rows: Vec<_> =
             compared.iter().map(|f| (f.name.as_str(), f.value.as_str(), f.other_value.as_deref())).collect();
         assert_eq!(rows, [("cost", "", Some("134")), ("seq", "25", Some("28")), ("state", "Running", None)]);
+    }
+
+    #[test]
+    fn known_numbers_get_their_unit() {
+        let shown = |name, value: &str| with_unit(name, value.to_owned());
+        assert_eq!(shown("terms.price", "20000"), "$0.02");
+        assert_eq!(shown("limits.time", "600"), "600 s");
+        assert_eq!(shown("spec.resources.memory", "1024"), "1024 MiB");
+        assert_eq!(shown("seq", "28"), "28");
+        assert_eq!(shown("time", "2026-01-31"), "2026-01-31");
     }
 
     fn point(seq: &str, time: &str) -> Result<LogPoint, Problem> {

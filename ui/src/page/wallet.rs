@@ -30,6 +30,7 @@ use crate::{
     earnings::{MONTH, this_month},
     error::{PageError, Problem},
     extract::{Form, Query},
+    format,
     input::dollars,
     live::parts::{self, PagePart},
     state::Change,
@@ -136,6 +137,12 @@ async fn render(
     let layout = Layout::new("Wallet", "wallet", signed_in.viewer);
     let live_min_seq = range.before.is_none().then_some(range.seq);
     render_page(&WalletPage { layout, balance, statement, deposit, payout, live_min_seq })
+}
+
+/// `GET /wallet/balance`: the available money as the menu shows it.
+pub(crate) async fn balance(State(app): State<App>, signed_in: SignedIn) -> Result<String, PageError> {
+    let balance = app.queries.balance(signed_in.actor(), signed_in.account, Seq::ZERO).await?;
+    Ok(format::headline(&balance.available))
 }
 
 pub(crate) async fn live(

@@ -4,6 +4,8 @@
 //! a handler, or anything that needs [`crate::app::App`], because `App` contains this state.
 
 mod changes;
+mod datasets;
+mod ledger_sums;
 mod machine_cache;
 pub(crate) mod notifications;
 mod stores;
@@ -12,6 +14,8 @@ mod worker_program;
 
 pub(crate) use self::{
     changes::{Change, Changes, next_change, pending_changes},
+    datasets::{Datasets, StoredDataset},
+    ledger_sums::RecentSums,
     machine_cache::MachineCache,
     notifications::Notifications,
     stores::watch_stores,

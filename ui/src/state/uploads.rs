@@ -67,6 +67,12 @@ impl Upload {
         Self { id, file, account, has_money, bytes, files: 1, lease, stored_at: None, until }
     }
 
+    /// The same upload with several files.
+    pub(crate) fn of_files(mut self, files: usize) -> Self {
+        self.files = files;
+        self
+    }
+
     fn is_stored(&self) -> bool {
         self.stored_at.is_some()
     }

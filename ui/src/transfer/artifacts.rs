@@ -87,7 +87,13 @@ pub(crate) async fn put(
     }
     let store = Store { files: &app.artifacts, name: ARTIFACTS, most: u64::MAX, most_files: usize::MAX, days: 30 };
     let (remaining, attempt) = (whole - before.bytes(), Some((lease, max_bytes)));
-    let claim = match claim(&app, store, NewUpload { file: name.clone(), owner, bytes: remaining, attempt }).await {
+    let claim = match claim(
+        &app,
+        store,
+        NewUpload { file: name.clone(), owner, bytes: remaining, files: 1, replaced: 0, attempt },
+    )
+    .await
+    {
         Err(problem) if problem.status == StatusCode::INSUFFICIENT_STORAGE.as_u16() => {
             before.remove(&app.artifacts, &name).await?;
             return Err(problem.into());

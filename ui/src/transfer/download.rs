@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
+    datasets::{ContentRange, deliver_dataset},
     deliver::{Disposition, StoredFile, deliver, image_type},
     store::{artifact_name, bad_permit, check_attempt, input_name},
 };
@@ -27,10 +28,12 @@ use crate::{
 /// The time for which a link to a file is valid: one hour.
 const LINK_LIFE: Millis = Millis(3_600_000);
 
-/// `GET /transfer/permit/{permit}`: downloads the file that the permit names.
+/// `GET /transfer/permit/{permit}`: downloads the file that the permit names. Of a dataset, the query
+/// names a range of contents; without it, the answer is the manifest.
 pub(crate) async fn by_permit(
     State(app): State<App>,
     Path(permit): Path<String>,
+    Query(range): Query<ContentRange>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let (store, name, path, sha256) = match app.permit_key.verify(&permit, app.now()).map_err(bad_permit)? {
@@ -38,6 +41,10 @@ pub(crate) async fn by_permit(
         Purpose::Input { job, lease, account, input } => {
             check_attempt(&app, job, lease).await?;
             (&app.inputs, input_name(account, input), input.to_string(), None)
+        }
+        Purpose::Dataset { job, lease, account, dataset } => {
+            check_attempt(&app, job, lease).await?;
+            return Ok(deliver_dataset(&app, account, &dataset, range, &headers).await?);
         }
         Purpose::Artifact { job, lease, path, sha256 } => {
             check_not_suspended(&app, job).await?;

@@ -8,7 +8,12 @@ use axum::{
     http::StatusCode,
 };
 use futures_util::StreamExt as _;
-use gpubnb_events::{AccountId, CommandId, job_request::InputRequest, spec::Input};
+use gpubnb_events::{
+    AccountId, CommandId,
+    dataset::{MAX_DATASET_BYTES, MAX_DATASET_FILE_BYTES},
+    job_request::InputRequest,
+    spec::Input,
+};
 use gpubnb_files::{FileInfo, NewFile, Owner};
 use gpubnb_log::stream::INPUTS;
 use serde::Serialize;
@@ -27,11 +32,11 @@ use crate::{
 };
 
 /// The maximum size of one input, in bytes.
-const MAX_INPUT_BYTES: u64 = 1 << 30;
-/// The maximum size of all inputs of one account together, in bytes.
-const MAX_ACCOUNT_BYTES: u64 = 2 << 30;
-/// Most inputs of one account.
-const MAX_FILES: usize = 10_000;
+pub(super) const MAX_INPUT_BYTES: u64 = MAX_DATASET_FILE_BYTES;
+/// The maximum size of all inputs and datasets of one account together, in bytes.
+pub(super) const MAX_ACCOUNT_BYTES: u64 = MAX_DATASET_BYTES;
+/// Most inputs and files of datasets of one account.
+pub(super) const MAX_FILES: usize = 20_000;
 
 /// A stored input.
 #[derive(Debug, Serialize, ToSchema)]
@@ -63,10 +68,12 @@ pub(crate) async fn put_input(
         return Ok((StatusCode::OK, Json(StoredInput { input, bytes, sha256 })));
     }
     let bytes = content_length(request.headers(), MAX_INPUT_BYTES)?;
-    let store = Store { files: &app.inputs, name: INPUTS, most: MAX_ACCOUNT_BYTES, most_files: MAX_FILES, days: 15 };
+    let store = Store { files: &app.inputs, name: INPUTS, most: MAX_ACCOUNT_BYTES, most_files: MAX_FILES, days: 30 };
     let has_money = has_money(&app, signed_in.actor(), signed_in.account).await?;
     let owner = Owner { account: signed_in.account, has_money };
-    let claim = claim(&app, store, NewUpload { file: name.clone(), owner, bytes, attempt: None }).await?;
+    let claim =
+        claim(&app, store, NewUpload { file: name.clone(), owner, bytes, files: 1, replaced: 0, attempt: None })
+            .await?;
     // A second upload must not replace a file that a job already names.
     if app.inputs.info(&name).await.map_err(unavailable)?.is_some() {
         claim.release().await;

@@ -5,6 +5,7 @@
 //! Must not come here: code that serves a file of a job as a page, because the page could act for the signed-in user.
 
 mod artifacts;
+mod datasets;
 mod deliver;
 mod download;
 mod inputs;
@@ -16,6 +17,7 @@ mod tar;
 
 pub(crate) use self::{
     artifacts::{put, upload_status},
+    datasets::{ContentRange, manifest, remove_dataset, resolve_datasets, store_contents, store_manifest},
     download::{Link, LinkRequest, by_permit, get, link},
     inputs::{StoredInput, put_input, resolve_inputs},
     store::has_money,

@@ -18,7 +18,7 @@ use crate::{
 /// Each share is one quarter of the store.
 const SHARES: u64 = 4;
 /// The least that a file counts, in bytes, as in the listing of a store (`ui/files/src/usage.rs`).
-const LEAST_BYTES: u64 = 4 << 10;
+pub(super) const LEAST_BYTES: u64 = 4 << 10;
 /// Bytes that the descriptions of a file and of its parts take at most.
 const PIECES_RESERVE: u64 = 64 * 1024;
 
@@ -42,6 +42,10 @@ pub(super) struct NewUpload {
     pub(super) file: String,
     pub(super) owner: Owner,
     pub(super) bytes: u64,
+    /// The number of files.
+    pub(super) files: usize,
+    /// The bytes of stored files that this upload replaces, as they count in a share.
+    pub(super) replaced: u64,
     /// The attempt that uploads, and the most bytes that it may upload; `None` for an input.
     pub(super) attempt: Option<(Lease, u64)>,
 }
@@ -49,7 +53,7 @@ pub(super) struct NewUpload {
 /// Claims room for an upload, or refuses the file before its upload begins. A file that the store refused in the middle
 /// would leave its first pieces behind.
 pub(super) async fn claim(app: &App, store: Store<'_>, new: NewUpload) -> Result<Claim, Problem> {
-    let upload = Upload::new(&new.file, new.owner, new.bytes, new.attempt.map(|(lease, _)| lease));
+    let upload = Upload::new(&new.file, new.owner, new.bytes, new.attempt.map(|(lease, _)| lease)).of_files(new.files);
     let _turn = app.uploads.turn(store.name).await?;
     for _ in 0..uploads::MAX_TRIES {
         let (claims, revision) = app.uploads.read(store.name).await?;
@@ -111,8 +115,10 @@ async fn fits_store(store: Store<'_>, new: &NewUpload, claims: &Claims) -> Resul
     let Owner { account, has_money } = new.owner;
     let share = room.most.map_or(u64::MAX, |most| most / SHARES);
     let own_share = share.min(store.most);
-    let sum = |stored: u64, claimed: u64| stored.saturating_add(claimed).saturating_add(counted(new.bytes));
-    if usage.of(account).files + claims.files_of(account) >= store.most_files {
+    let sum = |stored: u64, claimed: u64| {
+        stored.saturating_sub(new.replaced).saturating_add(claimed).saturating_add(counted(new.bytes))
+    };
+    if usage.of(account).files + claims.files_of(account) + new.files > store.most_files {
         return no_room(&format!("You may have {} files.", store.most_files));
     }
     if sum(usage.of(account).bytes, claims.of(account, counted)) > own_share {

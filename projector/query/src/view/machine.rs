@@ -6,7 +6,7 @@ use gpubnb_events::{
     AccountId, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Check, Fault, Reason},
     record::MachineRecord,
-    spec::Offer,
+    spec::{MachineSettings, Offer},
     telemetry::Heartbeat,
 };
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,9 @@ pub struct ListedMachine {
     pub public_keys: Vec<String>,
     /// The hardware, the price and the owner's policy.
     pub offer: Offer,
+    /// The settings that the owner asked for, while the machine has not taken them.
+    #[serde(default)]
+    pub requested: Option<MachineSettings>,
     /// The state that the owner asked for: Online, Paused, Draining, Maintenance or Delisted.
     pub wanted: MachineState,
     /// True if the owner uses the machine now.

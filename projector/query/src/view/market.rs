@@ -71,6 +71,19 @@ pub struct ModelSummary {
     pub now: ModelHour,
 }
 
+/// The usual time and cost of a template's jobs: the medians of the newest 25 completed runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TypicalRun {
+    /// The template's id.
+    pub template: String,
+    /// The number of completed runs, also of those before the newest 25.
+    pub runs: u64,
+    /// The median of the billed times.
+    pub time: Millis,
+    /// The median of the costs.
+    pub cost: MicroUsd,
+}
+
 /// What became of the jobs and machines of the market on a day (UTC).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MarketDay {

@@ -63,7 +63,9 @@ impl ReadModels {
     pub(crate) fn days(&self, actor: Actor, query: DaysQuery) -> Result<Vec<Day>, RpcError> {
         let (table, prefix) = match query.of {
             DaysOf::Account(id) if may_see(actor, id) => (self.tables.of(&Ledger), ledger::days_prefix(id)),
-            DaysOf::Machine(id) if self.machine_row(id)?.is_some_and(|m| may_see(actor, m.owner)) => {
+            DaysOf::Machine(id)
+                if actor == Actor::Machine(id) || self.machine_row(id)?.is_some_and(|m| may_see(actor, m.owner)) =>
+            {
                 (self.tables.of(&Machines), machines::days_prefix(id))
             }
             DaysOf::Account(_) => return Err(not_found("account")),
@@ -152,6 +154,9 @@ mod tests {
             expect_refusal(read.days(actor(2), days(machine(1)))),
             expect_refusal(read.days(actor(2), days(machine(9))))
         );
+        let own = read.days(Actor::Machine(machine(1)), days(machine(1))).unwrap();
+        assert_eq!(own[0].earned, EARNED, "a machine sees what it earned itself");
+        assert!(read.days(Actor::Machine(machine(2)), days(machine(1))).is_err());
         assert_eq!(expect_refusal(read.receipt(actor(2), job(1))), expect_refusal(read.receipt(actor(2), job(9))));
         assert!(read.receipt(Actor::Operator(None), job(1)).unwrap().is_some());
     }

@@ -3,10 +3,11 @@
 use gpubnb_model::{
     market_history::{self, DAYS_PREFIX, MODELS_PREFIX, MarketHistory, hours_prefix},
     rows::{MarketDayRow, ModelHourRow},
+    template_runs::{self, TemplateRuns},
 };
 use gpubnb_query::{
     request::ModelHistoryQuery,
-    view::{MarketDay, ModelHistory, ModelSummary},
+    view::{MarketDay, ModelHistory, ModelSummary, TypicalRun},
 };
 use gpubnb_runtime::rpc::RpcError;
 use gpubnb_store::StoreError;
@@ -68,6 +69,12 @@ impl ReadModels {
         });
         let is_late = |day: &Result<MarketDay, StoreError>| day.as_ref().map_or(true, |day| day.day >= from);
         days.take_while(is_late).collect::<Result<_, _>>().map_err(store_failure)
+    }
+
+    /// The typical runs of the templates that had a completed run.
+    pub(crate) fn typical_runs(&self) -> Result<Vec<TypicalRun>, RpcError> {
+        let table = self.tables.of(&TemplateRuns).map_err(store_failure)?;
+        template_runs::typical_runs(&table).map_err(store_failure)
     }
 }
 

@@ -5,13 +5,13 @@ use gpubnb_events::{
     Lease, MachineId, Timestamp,
     command::{Accept, Decline, Exit, Grant, Outcome, Report, Start},
     event::{Accepted, Cancelled, Completed, Declined, Exited, Fault, Reason, Started},
-    text::is_plain,
+    text::{is_plain, is_sha256_hex},
 };
 
 use super::{Attempt, Job, Phase, ending::is_worker_reason};
 use crate::{
     Decision, DomainError, Settings,
-    rules::{check_outputs, check_traffic, is_sha256_hex},
+    rules::{check_outputs, check_traffic},
 };
 
 /// Longest signature of a report, bytes. A signature of Ed25519 has 86 or 88 characters.
@@ -65,6 +65,7 @@ impl Job {
             started: matches!(self.phase, Phase::Running | Phase::Collecting),
             upload: None,
             inputs: Vec::new(),
+            datasets: Vec::new(),
             env: None,
         }
     }

@@ -4,7 +4,7 @@
 use gpubnb_events::{
     HourlyRate, MicroUsd,
     event::{Check, RECOMMENDED_CHECKS, Speed, all_passed},
-    spec::{Hardware, Offer},
+    spec::{Hardware, Hours, MachineSettings, Offer, Setting},
     text::is_plain,
 };
 
@@ -17,6 +17,8 @@ use crate::{
 const MAX_PRICE: MicroUsd = MicroUsd::dollars(1_000);
 /// Most slots of a machine. A machine runs one job in each slot.
 pub const MAX_SLOTS: u32 = 256;
+/// Longest idle time that a machine waits for: a day.
+const MAX_IDLE_MINUTES: u32 = 1_440;
 /// Most cores.
 const MAX_CORES: u32 = 4_096;
 /// Most memory: 64 TiB.
@@ -61,15 +63,36 @@ pub(super) fn check_price(price: HourlyRate) -> Result<(), DomainError> {
     Ok(())
 }
 
+pub(super) fn check_settings(settings: &MachineSettings) -> Result<(), DomainError> {
+    check_price(settings.price)?;
+    check_slots(settings.slots)?;
+    if let Some(hours) = &settings.hours {
+        check_text("hours", hours, 80)?;
+        hours.parse::<Hours>().map_err(|problem| DomainError::field("hours", format!("{problem}.")))?;
+    }
+    if settings.idle_minutes.is_some_and(|minutes| minutes > MAX_IDLE_MINUTES) {
+        return Err(DomainError::field("idle_minutes", format!("At most {MAX_IDLE_MINUTES} minutes.")));
+    }
+    Ok(())
+}
+
+fn check_slots(slots: u32) -> Result<(), DomainError> {
+    if slots == 0 || slots > MAX_SLOTS {
+        return Err(DomainError::field("slots", format!("A machine runs from 1 to {MAX_SLOTS} jobs at once.")));
+    }
+    Ok(())
+}
+
 pub(super) fn check_offer(offer: &Offer) -> Result<(), DomainError> {
     check_text("name", &offer.name, 80)?;
     check_text("region", &offer.region, 40)?;
     check_price(offer.price)?;
-    if offer.slots == 0 || offer.slots > MAX_SLOTS {
-        return Err(DomainError::field("slots", format!("A machine has from 1 to {MAX_SLOTS} slots.")));
-    }
+    check_slots(offer.slots)?;
     if let Some(hours) = &offer.policy.hours {
         check_text("hours", hours, 80)?;
+    }
+    if offer.policy.pinned.len() > Setting::ALL.len() {
+        return Err(DomainError::field("pinned", "A setting is pinned more than once."));
     }
     check_egress(&offer.policy.egress)?;
     let registries = offer.policy.registries.as_deref().unwrap_or_default();

@@ -149,6 +149,7 @@ impl Checker {
             }
             Event::MachineListed(e) => self.check_listing(entry, e)?,
             Event::MachineRepriced(_)
+            | Event::MachineSettingsRequested(_)
             | Event::MachinePaused(_)
             | Event::MachineResumed(_)
             | Event::MachineDrainStarted(_)
@@ -299,6 +300,7 @@ impl Checker {
         }
         match entry.event {
             Event::MachineRepriced(e) => _ = machine.prices.insert(e.price),
+            Event::MachineSettingsRequested(e) => _ = machine.prices.insert(e.settings.price),
             Event::MachineDelisted(_) => machine.delisted = true,
             Event::MachineSuspected(_) => machine.suspect = true,
             Event::MachineLost(_) => {

@@ -152,12 +152,18 @@ impl Market {
     pub(crate) fn act_as_owner(&mut self, dice: &mut Dice) {
         let worker = dice.index(self.workers.len());
         let (machine, owner) = (self.workers[worker].machine, self.workers[worker].owner);
-        let wish = match dice.below(12) {
+        let wish = match dice.below(13) {
             0 => MachineChange::Pause,
             1..=5 => MachineChange::Resume,
             6 => MachineChange::Drain,
             7 | 8 => MachineChange::Reprice(random_price(dice)),
             9 => MachineChange::Delist,
+            10 => {
+                let mut settings = self.workers[worker].offer.settings();
+                settings.price = random_price(dice);
+                settings.hours = dice.one_in(2).then(|| "22:00-08:00".to_owned());
+                MachineChange::Configure(settings)
+            }
             _ => {
                 let mut offer = self.workers[worker].offer.clone();
                 offer.price = random_price(dice);

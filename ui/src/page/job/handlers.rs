@@ -9,6 +9,7 @@ use axum::{
 use gpubnb_events::{
     JobId, Lease, Seq,
     command::{CancelJob, Done},
+    job_request::JobRequest,
 };
 use gpubnb_query::view::JobView;
 use serde::Deserialize;
@@ -20,9 +21,10 @@ use crate::{
     access::SignedIn,
     app::App,
     error::{PageError, Problem},
-    extract::{MinSeq, Path, Query},
+    extract::{MinSeq, Origin, Path, Query},
     live::log,
     page::{Layout, render_page},
+    snippets,
 };
 
 #[derive(Template)]
@@ -33,6 +35,8 @@ struct JobPage {
     /// True if the job is the viewer's. Nobody else, not even an operator, may see its log, metrics and files.
     is_own: bool,
     fragments: Fragments,
+    /// The same job as a command and as programs; empty for a job of another account.
+    snippets: String,
 }
 
 /// The HTML of the parts that live updates replace.
@@ -48,6 +52,7 @@ pub(crate) async fn page(
     signed_in: SignedIn,
     Path(job): Path<JobId>,
     Query(min_seq): Query<MinSeq>,
+    Origin(market): Origin,
 ) -> Result<Html<String>, PageError> {
     let job = app.queries.job(signed_in.reading_actor(), job, min_seq.seq()).await?;
     let (mut cache, mut trail) = (SummaryCache::default(), Vec::new());
@@ -59,7 +64,12 @@ pub(crate) async fn page(
     let fragments = Fragments { summary, events, receipt, artifacts: render_artifacts(&job) };
     let layout = Layout::new(job.spec.name.clone(), "jobs", signed_in.viewer);
     let is_own = job.account == signed_in.account;
-    Ok(render_page(&JobPage { layout, job, is_own, fragments })?)
+    let snippets = if is_own {
+        snippets::html(JobRequest::from_job(&job.spec, &job.placement, &job.limits), &market)?
+    } else {
+        String::new()
+    };
+    Ok(render_page(&JobPage { layout, job, is_own, fragments, snippets })?)
 }
 
 /// The range of lines to load, as query parameters.

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tracing::debug;
 
-use super::{FetchError, documents::Descriptor};
+use crate::{Descriptor, RegistryError};
 
 /// Longest time without a byte from a server.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,7 +29,7 @@ const PAUSE_UNIT: Duration = Duration::from_millis(500);
 const MAX_TOKEN: usize = 64 << 10;
 
 /// One repository of a registry.
-pub(super) struct Registry {
+pub struct Registry {
     dialer: Dialer,
     /// The address of the registry: `https://ghcr.io/`.
     base: Url,
@@ -40,38 +40,39 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    pub(super) fn new(dialer: Dialer, base: Url, name: &str, repository: &str) -> Self {
+    /// The repository `repository` at the address `base`. `name` is the registry's name for people.
+    pub fn new(dialer: Dialer, base: Url, name: &str, repository: &str) -> Self {
         Self { dialer, base, name: name.to_owned(), repository: repository.to_owned(), token: None }
     }
 
     /// A document, of at most `max` bytes.
-    pub(super) async fn document(&mut self, path: &str, accept: &str, max: usize) -> Result<Bytes, FetchError> {
+    pub async fn document(&mut self, path: &str, accept: &str, max: usize) -> Result<Bytes, RegistryError> {
         let response = self.get(path, accept, 0).await?;
-        let broken = |source| FetchError::BrokenOff { registry: self.name.clone(), source };
-        read_body(response, max).await.map_err(broken)?.ok_or(FetchError::Malformed)
+        let broken = |source| RegistryError::BrokenOff { registry: self.name.clone(), source };
+        read_body(response, max).await.map_err(broken)?.ok_or(RegistryError::Malformed)
     }
 
     /// A document whose digest is known.
-    pub(super) async fn blob(&mut self, descriptor: &Descriptor, max: usize) -> Result<Bytes, FetchError> {
+    pub async fn blob(&mut self, descriptor: &Descriptor, max: usize) -> Result<Bytes, RegistryError> {
         let bytes = self.document(&format!("blobs/sha256:{}", descriptor.digest), "*/*", max).await?;
         self.check_digest(&descriptor.digest, &Sha256::digest(&bytes))?;
         Ok(bytes)
     }
 
     /// Compares a computed digest with the named one.
-    pub(super) fn check_digest(&self, named: &str, computed: &[u8]) -> Result<(), FetchError> {
+    pub fn check_digest(&self, named: &str, computed: &[u8]) -> Result<(), RegistryError> {
         let is_same = data_encoding::HEXLOWER.encode(computed) == named;
-        if is_same { Ok(()) } else { Err(FetchError::WrongDigest(self.name.clone())) }
+        if is_same { Ok(()) } else { Err(RegistryError::WrongDigest(self.name.clone())) }
     }
 
     /// Reads a layer.
-    pub(super) fn layer<'a>(&'a mut self, layer: &'a Descriptor) -> LayerReader<'a> {
+    pub fn layer<'a>(&'a mut self, layer: &'a Descriptor) -> LayerReader<'a> {
         LayerReader { registry: self, layer, position: 0, hash: Sha256::new(), failures: 0, response: None }
     }
 
     /// Requests a part of the repository, from the byte `position` on.
-    async fn get(&mut self, path: &str, accept: &str, position: u64) -> Result<Response, FetchError> {
-        let url = self.base.join(&format!("v2/{}/{path}", self.repository)).map_err(|_| FetchError::Malformed)?;
+    async fn get(&mut self, path: &str, accept: &str, position: u64) -> Result<Response, RegistryError> {
+        let url = self.base.join(&format!("v2/{}/{path}", self.repository)).map_err(|_| RegistryError::Malformed)?;
         let mut response = self.follow(url.clone(), accept, position).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
             self.token = Some(self.request_token(&response).await?);
@@ -79,21 +80,21 @@ impl Registry {
         }
         match response.status() {
             status if status.is_success() => Ok(response),
-            StatusCode::NOT_FOUND => Err(FetchError::NoSuchImage(self.name.clone())),
+            StatusCode::NOT_FOUND => Err(RegistryError::NoSuchImage(self.name.clone())),
             // The registry has fewer bytes of the layer than its manifest says.
-            StatusCode::RANGE_NOT_SATISFIABLE => Err(FetchError::WrongDigest(self.name.clone())),
+            StatusCode::RANGE_NOT_SATISFIABLE => Err(RegistryError::WrongDigest(self.name.clone())),
             // Only the registry itself knows whether the image is public. Another server, behind a redirect, may refuse
             // this machine's address or country, which counts as `Unavailable`.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if response.url().host() == self.base.host() => {
-                Err(FetchError::Denied(self.name.clone()))
+                Err(RegistryError::Denied(self.name.clone()))
             }
-            StatusCode::TOO_MANY_REQUESTS => Err(FetchError::Limited(self.name.clone())),
-            _ => Err(FetchError::Unavailable(self.name.clone())),
+            StatusCode::TOO_MANY_REQUESTS => Err(RegistryError::Limited(self.name.clone())),
+            _ => Err(RegistryError::Unavailable(self.name.clone())),
         }
     }
 
     /// Requests an address, and follows its redirects. Only the registry itself gets the token.
-    async fn follow(&self, mut url: Url, accept: &str, position: u64) -> Result<Response, FetchError> {
+    async fn follow(&self, mut url: Url, accept: &str, position: u64) -> Result<Response, RegistryError> {
         let mut token = self.token.clone();
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.dial(url.clone()).await?.header(ACCEPT, accept);
@@ -114,20 +115,20 @@ impl Registry {
     }
 
     /// Gets a token from the server that the registry names in its answer.
-    async fn request_token(&self, answer: &Response) -> Result<HeaderValue, FetchError> {
+    async fn request_token(&self, answer: &Response) -> Result<HeaderValue, RegistryError> {
         #[derive(Deserialize)]
         struct Token {
             token: Option<String>,
             /// The token by another name. Some servers send both.
             access_token: Option<String>,
         }
-        let denied = || FetchError::Denied(self.name.clone());
+        let denied = || RegistryError::Denied(self.name.clone());
         let realm = self.token_url(answer).ok_or_else(denied)?;
         let response = self.dial(realm).await?.send().await.map_err(|e| self.unreachable(&e))?;
         match response.status() {
             status if status.is_success() => {}
             status if status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS => return Err(denied()),
-            StatusCode::TOO_MANY_REQUESTS => return Err(FetchError::Limited(self.name.clone())),
+            StatusCode::TOO_MANY_REQUESTS => return Err(RegistryError::Limited(self.name.clone())),
             _ => return Err(self.unavailable()),
         }
         let body = read_body(response, MAX_TOKEN).await.map_err(|e| self.unreachable(&e))?.ok_or_else(denied)?;
@@ -155,7 +156,7 @@ impl Registry {
     }
 
     /// A request over the dialer. A registry that speaks HTTPS cannot lead to an address without HTTPS.
-    async fn dial(&self, url: Url) -> Result<reqwest::RequestBuilder, FetchError> {
+    async fn dial(&self, url: Url) -> Result<reqwest::RequestBuilder, RegistryError> {
         let is_safe = url.scheme() == "https" || (url.scheme() == "http" && self.base.scheme() == "http");
         if !is_safe {
             return Err(self.unavailable());
@@ -163,19 +164,19 @@ impl Registry {
         Ok(self.dialer.get(url, READ_TIMEOUT).await?)
     }
 
-    fn unavailable(&self) -> FetchError {
-        FetchError::Unavailable(self.name.clone())
+    fn unavailable(&self) -> RegistryError {
+        RegistryError::Unavailable(self.name.clone())
     }
 
     /// A request without an answer. The cause is only logged here: its text may tell of the machine's network.
-    fn unreachable(&self, e: &reqwest::Error) -> FetchError {
+    fn unreachable(&self, e: &reqwest::Error) -> RegistryError {
         debug!(registry = self.name, error = ?e, "no answer");
         self.unavailable()
     }
 }
 
 /// Reads a layer. If the connection breaks off, the reader continues with the first missing byte.
-pub(super) struct LayerReader<'a> {
+pub struct LayerReader<'a> {
     registry: &'a mut Registry,
     layer: &'a Descriptor,
     position: u64,
@@ -188,7 +189,7 @@ pub(super) struct LayerReader<'a> {
 
 impl LayerReader<'_> {
     /// The next bytes of the layer; `None` at its end. The end is an error if the bytes have another digest.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, RegistryError> {
         while self.position < self.layer.size {
             let chunk = match &mut self.response {
                 None => {
@@ -210,10 +211,10 @@ impl LayerReader<'_> {
                     }
                 }
                 // The server ended the layer too early.
-                Ok(None) => self.wait_after_failure(FetchError::WrongDigest(self.registry.name.clone())).await?,
+                Ok(None) => self.wait_after_failure(RegistryError::WrongDigest(self.registry.name.clone())).await?,
                 Err(source) => {
                     let registry = self.registry.name.clone();
-                    self.wait_after_failure(FetchError::BrokenOff { registry, source }).await?;
+                    self.wait_after_failure(RegistryError::BrokenOff { registry, source }).await?;
                 }
             }
         }
@@ -221,7 +222,7 @@ impl LayerReader<'_> {
         Ok(None)
     }
 
-    async fn request(&mut self) -> Result<(), FetchError> {
+    async fn request(&mut self) -> Result<(), RegistryError> {
         let path = format!("blobs/sha256:{}", self.layer.digest);
         let response = self.registry.get(&path, "*/*", self.position).await?;
         // A server that knows no ranges sends the layer from its beginning.
@@ -248,7 +249,7 @@ impl LayerReader<'_> {
     }
 
     /// Waits before the next try, or ends the tries.
-    async fn wait_after_failure(&mut self, failure: FetchError) -> Result<(), FetchError> {
+    async fn wait_after_failure(&mut self, failure: RegistryError) -> Result<(), RegistryError> {
         (self.response, self.failures) = (None, self.failures + 1);
         debug!(registry = self.registry.name, failures = self.failures, error = ?failure, "a layer broke off");
         if self.failures >= TRIES {

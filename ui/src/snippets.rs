@@ -1,0 +1,181 @@
+//! The same job as a command of the client, as a request with curl, and as a program in Python, ready to copy.
+//!
+//! Belongs here: one request in three languages. Must not come here: a secret. The values of environment variables are
+//! left out: the command takes them from the caller's own environment, and the others have empty texts in their place.
+
+use std::collections::BTreeMap;
+
+use askama::Template;
+use gpubnb_events::{
+    command::Secret,
+    job_request::{DatasetRequest, JobRequest},
+};
+use serde_json::Value;
+
+use crate::error::Problem;
+
+/// One request in three languages.
+#[derive(Template)]
+#[template(path = "snippets.html")]
+struct Snippets {
+    command: String,
+    curl: String,
+    python: String,
+}
+
+/// The snippets for a request to the market whose address is `market`, as HTML.
+pub(crate) fn html(request: JobRequest, market: &str) -> Result<String, Problem> {
+    let snippets = Snippets::new(request, market).map_err(|e| Problem::internal(&e))?;
+    snippets.render().map_err(|e| Problem::internal(&e))
+}
+
+impl Snippets {
+    fn new(mut request: JobRequest, market: &str) -> Result<Self, serde_json::Error> {
+        // With the same id, a second request would be the same job.
+        request.job = None;
+        for value in request.env.values_mut() {
+            *value = Secret(String::new());
+        }
+        let body = serde_json::to_string_pretty(&request)?;
+        Ok(Self { command: command(&request)?, curl: curl(&body, market), python: python(&body, market) })
+    }
+}
+
+/// A word as the shell reads it. A NUL cannot be in a word; the form refuses it in every field.
+fn quoted(word: &str) -> String {
+    shlex::try_quote(word).map_or_else(|_| "''".to_owned(), std::borrow::Cow::into_owned)
+}
+
+/// `gpubnb run` with the options of the request. An option has the name of the field, with few exceptions.
+fn command(request: &JobRequest) -> Result<String, serde_json::Error> {
+    let fields: BTreeMap<String, Value> = serde_json::from_value(serde_json::to_value(request)?)?;
+    let mut options = Vec::new();
+    for (name, value) in &fields {
+        match (name.as_str(), value) {
+            ("job" | "parameters" | "env" | "inputs" | "datasets" | "command", _) | (_, Value::Bool(false)) => {}
+            ("egress", Value::Bool(true)) => options.push("--egress=any".to_owned()),
+            (name, Value::Bool(true)) => options.push(format!("--{}", option_name(name))),
+            (name, Value::Array(words)) => {
+                let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
+                options.push(format!("--{}={}", option_name(name), quoted(&words.join(","))));
+            }
+            (name, Value::String(text)) => options.push(format!("--{}={}", option_name(name), quoted(text))),
+            (name, other) => options.push(format!("--{}={other}", option_name(name))),
+        }
+    }
+    // The template or the image stands first.
+    options.sort_by_key(|option| !(option.starts_with("--template") || option.starts_with("--image")));
+    let pair = |(name, value): (&String, &String)| format!("--param={}", quoted(&format!("{name}={value}")));
+    let mut lines = vec!["gpubnb run".to_owned()];
+    lines.extend(options);
+    lines.extend(request.parameters.iter().map(pair));
+    lines.extend(request.env.keys().map(|name| format!("--env={}", quoted(name))));
+    let input = |path: &str| format!("--input={}", quoted(&format!("{path}:{path}")));
+    // The client reads what follows the last colon as the path in the job.
+    lines.extend(request.inputs.iter().filter(|file| !file.path.contains(':')).map(|file| input(&file.path)));
+    lines.extend(request.datasets.iter().map(|dataset| format!("--data={}", quoted(&dataset_option(dataset)))));
+    if !request.command.is_empty() {
+        let words: Vec<String> = request.command.iter().map(|word| quoted(word)).collect();
+        lines.push(format!("-- {}", words.join(" ")));
+    }
+    Ok(lines.join(" \\\n  "))
+}
+
+/// A dataset as the client's option `--data` takes it.
+fn dataset_option(dataset: &DatasetRequest) -> String {
+    let mut option = dataset.dataset.clone();
+    if dataset.directory.is_some() || dataset.writable {
+        option = format!("{option}:{}", dataset.directory.as_deref().unwrap_or_default());
+    }
+    if dataset.writable { format!("{option}:rw") } else { option }
+}
+
+/// The name of the client's option for a field of the request.
+fn option_name(field: &str) -> String {
+    match field {
+        "price_cap_usd" => "price-cap".to_owned(),
+        "budget_usd" => "budget".to_owned(),
+        field => field.replace('_', "-"),
+    }
+}
+
+fn curl(body: &str, market: &str) -> String {
+    let url = quoted(&format!("{market}/api/v1/jobs"));
+    let headers = "-H \"Authorization: Bearer $GPUBNB_TOKEN\" \\\n  -H 'Content-Type: application/json'";
+    format!("curl {url} \\\n  {headers} \\\n  -d {}", quoted(body))
+}
+
+/// The request with Python's own library. JSON has `true` where Python has `True`, so the body stays JSON.
+fn python(body: &str, market: &str) -> String {
+    let body = body.replace('\\', "\\\\").replace("\"\"\"", "\\\"\\\"\\\"");
+    let market = market.replace('\\', "\\\\").replace('"', "\\\"");
+    format!(
+        "import json, os, urllib.request\n\nbody = \"\"\"{body}\"\"\"\nrequest = urllib.request.Request(\n    \
+         \"{market}/api/v1/jobs\",\n    data=body.encode(),\n    headers={{\n        \
+         \"Authorization\": \"Bearer \" + os.environ[\"GPUBNB_TOKEN\"],\n        \
+         \"Content-Type\": \"application/json\",\n    }},\n)\n\
+         with urllib.request.urlopen(request, timeout=30) as answer:\n    print(json.load(answer)[\"job\"])\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snippets(request: JobRequest) -> Snippets {
+        Snippets::new(request, "https://market.example").unwrap()
+    }
+
+    #[test]
+    fn datasets_are_options_of_the_client() {
+        let dataset = |directory: Option<&str>, writable| DatasetRequest {
+            dataset: "mnist".to_owned(),
+            directory: directory.map(ToOwned::to_owned),
+            writable,
+        };
+        let datasets = vec![dataset(None, false), dataset(Some("train"), false), dataset(Some("code"), true)];
+        let command = snippets(JobRequest { image: Some("a".to_owned()), datasets, ..JobRequest::default() }).command;
+        let options: Vec<_> = command.split_whitespace().filter(|word| word.starts_with("--data")).collect();
+        assert_eq!(options, ["--data=mnist", "--data=mnist:train", "--data=mnist:code:rw"]);
+    }
+
+    #[test]
+    fn every_language_keeps_words_that_it_would_read_otherwise() {
+        let request = JobRequest {
+            image: Some("a@sha256:00".to_owned()),
+            command: ["sh", "-c", "echo \"it's $HOME\" \\ \"\"\""].map(ToOwned::to_owned).to_vec(),
+            ..JobRequest::default()
+        };
+        let snippets = snippets(request.clone());
+        let words = shlex::split(&snippets.command.replace("\\\n", "")).unwrap();
+        assert_eq!(words[words.len() - 3..], request.command);
+        let body = shlex::split(&snippets.curl.replace(" \\\n", " ")).unwrap().pop().unwrap();
+        assert_eq!(serde_json::from_str::<JobRequest>(&body).unwrap(), request);
+        let text = snippets.python.split("\"\"\"").nth(1).unwrap();
+        assert!(!text.is_empty() && snippets.python.matches("\"\"\"").count() == 2, "{}", snippets.python);
+    }
+
+    #[test]
+    fn each_run_of_a_snippet_is_a_new_job_with_all_its_hosts() {
+        let request = JobRequest {
+            template: Some("noop".to_owned()),
+            job: Some(gpubnb_events::JobId::generate()),
+            name: Some("-fast".to_owned()),
+            egress: gpubnb_events::spec::Egress::any(),
+            ..JobRequest::default()
+        };
+        let Snippets { command, curl, python } = snippets(request);
+        assert!(command.contains("--egress=any") && command.contains("--name=-fast"), "{command}");
+        assert!(![curl, python].iter().any(|text| text.contains("\"job\":")));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let mut request = JobRequest { template: Some("noop".to_owned()), ..JobRequest::default() };
+        request.env.insert("TOKEN".to_owned(), Secret("hunter2".to_owned()));
+        let Snippets { command, curl, python } = snippets(request);
+        assert!(command.ends_with("--env=TOKEN"), "{command}");
+        assert!(curl.contains("\"TOKEN\": \"\"") && python.contains("\"TOKEN\": \"\""));
+        assert!(![command, curl, python].iter().any(|text| text.contains("hunter2")));
+    }
+}

@@ -1,0 +1,108 @@
+//! A job that a person wants to submit: from the request to the command, for the page and for the API.
+
+use gpubnb_events::{
+    AccountId, Actor, JobId, Seconds, Seq,
+    command::{Quote, SubmitJob, Submitted},
+    dataset::DatasetId,
+    job_request::{DatasetRequest, JobRequest},
+    spec::{DatasetMount, JobSpec},
+};
+
+use crate::{
+    app::App,
+    error::Problem,
+    image_names::{PinnedImage, explain_refusal},
+    transfer,
+};
+
+/// The seconds for which a job waits, or runs, if its request does not say it: a cautious guess.
+const DAY: u64 = 86_400;
+
+/// A job that is ready to be quoted or submitted.
+pub(crate) struct Submission {
+    command: SubmitJob,
+    /// The image, if the request named it by a tag.
+    pub(crate) pinned: Option<PinnedImage>,
+    /// Why the tag of the image has no digest. The market may approve the image as it is named.
+    unresolved: Option<Problem>,
+}
+
+impl Submission {
+    /// Finds the digest of the image, and the sizes and hashes of the files and datasets. `job` is the job's id if the
+    /// request has none.
+    pub(crate) async fn prepare(
+        app: &App,
+        account: AccountId,
+        mut request: JobRequest,
+        job: JobId,
+    ) -> Result<Self, Problem> {
+        let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
+        let image = request.image.as_deref().filter(|_| request.template.is_none()).map(str::trim);
+        // A repeated submission is the same job, also if a tag or a name has moved, or the registry is away.
+        let earlier = match request.job {
+            Some(job) if image.is_some() || !request.datasets.is_empty() => {
+                app.queries.job(Actor::Account(account), job, Seq::ZERO).await.ok().map(|known| known.spec)
+            }
+            _ => None,
+        };
+        let datasets =
+            if let Some(earlier) = earlier.as_ref().and_then(|spec| datasets_of_earlier_job(spec, &request.datasets)) {
+                earlier
+            } else {
+                let longest = request.queue_seconds.unwrap_or(DAY).saturating_add(request.time_seconds.unwrap_or(DAY));
+                let until = app.now().plus(Seconds(longest).millis());
+                transfer::resolve_datasets(app, account, &request.datasets, until).await?
+            };
+        if let Some(earlier) = earlier.and_then(|spec| image_of_earlier_job(spec, image?)) {
+            request.image = Some(earlier);
+            return Ok(Self { command: request.into_command(job, inputs, datasets)?, pinned: None, unresolved: None });
+        }
+        let found = match image {
+            None => Ok(None),
+            Some(image) => app.image_names.pin(account, image).await,
+        };
+        let (pinned, unresolved) = found.map_or_else(|problem| (None, Some(problem)), |pinned| (pinned, None));
+        if let Some(pinned) = &pinned {
+            request.image = Some(pinned.name.clone());
+        }
+        Ok(Self { command: request.into_command(job, inputs, datasets)?, pinned, unresolved })
+    }
+
+    pub(crate) async fn submit(self, app: &App, actor: Actor) -> Result<Submitted, Problem> {
+        let submitted = app.job_command("submit", actor, self.command.job, &self.command).await;
+        let submitted: Submitted =
+            submitted.map_err(|refused| explain_refusal(Problem::from(refused), self.unresolved))?;
+        if let (Actor::Account(account), false) = (actor, self.command.spec.datasets.is_empty()) {
+            app.datasets.note_submission(account, submitted.seq);
+        }
+        Ok(submitted)
+    }
+
+    pub(crate) async fn quote(&self, app: &App, actor: Actor) -> Result<Quote, Problem> {
+        let quoted = app.command("market", "quote", actor, &self.command).await;
+        quoted.map_err(|refused| explain_refusal(Problem::from(refused), self.unresolved.clone()))
+    }
+
+    /// The image that the job runs.
+    pub(crate) fn image(&self) -> &str {
+        &self.command.spec.image
+    }
+}
+
+/// The image of an earlier job, if that is the named one, with a digest.
+fn image_of_earlier_job(spec: JobSpec, image: &str) -> Option<String> {
+    let (name, _) = spec.image.split_once("@sha256:")?;
+    let is_same = name == image || name.strip_suffix(":latest") == Some(image);
+    (is_same && !image.contains('@')).then_some(spec.image)
+}
+
+/// The datasets of an earlier job, if they can be those that a request names.
+fn datasets_of_earlier_job(spec: &JobSpec, requested: &[DatasetRequest]) -> Option<Vec<DatasetMount>> {
+    let is_same = |(mount, request): (&DatasetMount, &DatasetRequest)| {
+        let by_id = request.dataset.parse().map_or(true, |id: DatasetId| id == mount.dataset);
+        let directory = request.directory.as_ref().unwrap_or(&request.dataset);
+        by_id && mount.writable == request.writable && (*directory == mount.directory || request.directory.is_none())
+    };
+    let are_same = spec.datasets.len() == requested.len() && spec.datasets.iter().zip(requested).all(is_same);
+    are_same.then(|| spec.datasets.clone())
+}
