@@ -17,6 +17,7 @@ pub use self::attempt::{
 };
 pub use crate::output::AddOutput;
 use crate::{
+    batch::{BatchId, TaskList},
     event::Check,
     ids::{AccountId, CommandId, JobId, MachineId, Seq},
     money::{HourlyRate, MicroUsd},
@@ -198,6 +199,56 @@ pub struct Quote {
     pub waiting: u32,
     /// The reason why this machine is chosen, or why the job would wait.
     pub placement: PlacementExplanation,
+}
+
+/// `cmd.batch.submit`: submits a batch. Answer: [`SubmittedBatch`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubmitBatch {
+    /// The id of the batch. A second command with the same id returns the answer of the first.
+    pub batch: BatchId,
+    /// What each task runs, with placeholders in the command, and its limits. The job's id has the bytes of the
+    /// batch's id. The budget is that of one task.
+    pub job: SubmitJob,
+    /// The tasks.
+    pub tasks: TaskList,
+    /// The most tasks that machines have at the same time; `None`: 100.
+    pub max_running: Option<u32>,
+    /// The number of failed tasks after which no other task starts; `None`: a tenth of the tasks, and at least ten.
+    pub max_failures: Option<u32>,
+}
+
+/// Answer of `cmd.batch.submit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SubmittedBatch {
+    /// The batch.
+    pub batch: BatchId,
+    /// The sequence of `BatchSubmitted`.
+    pub seq: Seq,
+}
+
+/// Answer of `cmd.batch.quote`, whose body is a [`SubmitBatch`]: the price of a batch that is submitted now. A quote
+/// writes no event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct BatchQuote {
+    /// The quote of one task.
+    pub task: Quote,
+    /// The number of tasks.
+    pub tasks: u32,
+    /// The cost of all tasks if each uses its full time, at most the hold.
+    pub expected: Option<MicroUsd>,
+    /// The amount that the market would hold for all tasks.
+    pub hold: MicroUsd,
+    /// The most tasks that machines have at the same time.
+    pub max_running: u32,
+    /// The number of failed tasks after which no other task starts.
+    pub max_failures: u32,
+}
+
+/// `cmd.batch.cancel`: cancels the tasks of a batch that have not ended. Answer: [`Done`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelBatch {
+    /// The batch.
+    pub batch: BatchId,
 }
 
 /// `cmd.job.cancel`. Answer: [`Done`].

@@ -11,7 +11,7 @@ use crate::time::Timestamp;
 /// The error for a text or a UUID that is not an id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not an id: expected a version 7 UUID in small letters such as 0190b2c5-7d2e-7c3a-9a51-3f0f6a1b2c3d")]
-pub struct BadId(String);
+pub struct BadId(pub(crate) String);
 
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident) => {

@@ -229,6 +229,7 @@ impl JobRequest {
             secrets: secrets.into_iter().collect(),
             inputs,
             datasets,
+            task: None,
         };
         Ok(SubmitJob {
             job: self.job.unwrap_or(job),
@@ -274,8 +275,20 @@ impl JobRequest {
     /// empty, because the market deletes the values when the job ends: the user has to enter them again.
     pub fn from_job(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
         // Every struct is taken apart by the names of its fields, so that a forgotten new field does not compile.
-        let JobSpec { name, template, image, command, workdir, resources, egress, env, secrets, inputs, datasets } =
-            spec;
+        let JobSpec {
+            name,
+            template,
+            image,
+            command,
+            workdir,
+            resources,
+            egress,
+            env,
+            secrets,
+            inputs,
+            datasets,
+            task: _,
+        } = spec;
         let Resources { cpu_millis, memory, shm, output, disk, pids, open_files, gpus, vram } = resources;
         let Placement { strategy, requirements } = placement;
         let Limits { time, budget, max_attempts, queue, max_price } = limits;

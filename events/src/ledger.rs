@@ -92,6 +92,8 @@ pub fn postings(event: &Event) -> Vec<Posting> {
     match event {
         Event::FundsDeposited(e) => transfer(External, Available(e.account), e.amount),
         Event::JobSubmitted(e) => transfer(Available(e.account), Held(e.account), e.hold),
+        Event::BatchSubmitted(e) => transfer(Available(e.account), Held(e.account), e.hold_of(e.tasks.count)),
+        Event::BatchClosed(e) => transfer(Held(e.account), Available(e.account), e.released),
         Event::HoldReleased(e) => transfer(Held(e.account), Available(e.account), e.amount),
         Event::PayoutRequested(e) => transfer(Available(e.account), Payable(e.account), e.amount),
         Event::PayoutPaid(e) => transfer(Payable(e.account), External, e.amount),

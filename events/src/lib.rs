@@ -5,6 +5,7 @@
 //! that talks to a broker (`events/log`, `events/runtime`).
 
 pub mod actor;
+pub mod batch;
 pub mod command;
 pub mod dataset;
 pub mod dead_letter;
@@ -30,6 +31,7 @@ pub mod time;
 pub mod transfer;
 
 pub use actor::Actor;
+pub use batch::BatchId;
 pub use error::{BoxError, Chain};
 pub use event::{Aggregate, Event};
 pub use ids::{AccountId, CommandId, JobId, Lease, MachineId, ProjectorId, Seq};

@@ -106,6 +106,7 @@ pub fn aggregate_of(subject: &str) -> Option<Aggregate> {
         "account" => id.parse().ok().map(Aggregate::Account),
         "machine" => id.parse().ok().map(Aggregate::Machine),
         "job" => id.parse().ok().map(Aggregate::Job),
+        "batch" => id.parse().ok().map(Aggregate::Batch),
         _ => None,
     }
 }
@@ -115,6 +116,7 @@ fn aggregate_root(aggregate: Aggregate) -> String {
         Aggregate::Account(id) => format!("market.account.{id}"),
         Aggregate::Machine(id) => format!("market.machine.{id}"),
         Aggregate::Job(id) => format!("market.job.{id}"),
+        Aggregate::Batch(id) => format!("market.batch.{id}"),
     }
 }
 
@@ -279,6 +281,7 @@ pub fn notice(aggregate: Aggregate) -> String {
         Aggregate::Account(id) => format!("notice.account.{id}"),
         Aggregate::Machine(id) => format!("notice.machine.{id}"),
         Aggregate::Job(id) => format!("notice.job.{id}"),
+        Aggregate::Batch(id) => format!("notice.batch.{id}"),
     }
 }
 
@@ -289,6 +292,7 @@ pub fn aggregate_of_notice(subject: &str) -> Option<Aggregate> {
         "account" => id.parse().ok().map(Aggregate::Account),
         "machine" => id.parse().ok().map(Aggregate::Machine),
         "job" => id.parse().ok().map(Aggregate::Job),
+        "batch" => id.parse().ok().map(Aggregate::Batch),
         _ => None,
     }
 }
@@ -339,6 +343,7 @@ pub fn machine_inbox(machine: MachineId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::BatchId;
 
     #[test]
     fn the_ids_in_a_subject_parse_back() {
@@ -350,7 +355,7 @@ mod tests {
         assert_eq!(requesting_machine(&machine_command(machine, "accept")), Some(machine));
         assert_eq!(requesting_machine(&machine_query(machine, "days")), Some(machine));
         assert_eq!(job_of_dispatch(&format!("dispatch.{machine}.{job}")), Some(job));
-        for aggregate in [Aggregate::Job(job), Aggregate::Machine(machine)] {
+        for aggregate in [Aggregate::Job(job), Aggregate::Machine(machine), Aggregate::Batch(BatchId::generate())] {
             assert_eq!(aggregate_of(&format!("{}.event", aggregate_root(aggregate))), Some(aggregate));
             assert_eq!(aggregate_of_notice(&notice(aggregate)), Some(aggregate));
         }

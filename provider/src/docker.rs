@@ -20,6 +20,7 @@ use bollard::{
 use gpubnb_door::proxy_variables;
 use gpubnb_events::{
     JobId, Lease, MachineId,
+    batch::Task,
     spec::{JobSpec, Resources},
 };
 
@@ -212,7 +213,8 @@ fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
     if !spec.egress.is_none() {
         variables.extend(proxy_variables());
     }
-    let given = params.env.iter().map(|(name, value)| (name.as_str(), value.clone()));
+    let of_task = spec.task.as_ref().map(Task::environment).unwrap_or_default();
+    let given = of_task.iter().chain(params.env).map(|(name, value)| (name.as_str(), value.clone()));
     variables.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect()
 }
 

@@ -80,15 +80,19 @@ impl Executor {
                     metrics::counter!(metric::APPENDED, "event" => proposal.event.name()).increment(1);
                     info!(seq = appended.seq.0, %actor, aggregate = %proposal.event.aggregate(), wire_name, "appended");
                     let is_applied = self.replica.wait_for(appended.seq).await;
-                    if let Event::JobSubmitted(e) = event {
+                    // The guard of a submission is its account, so two accounts can submit one id: the first gets it.
+                    let submitted = match event {
+                        Event::JobSubmitted(e) => Some((e.job, "job")),
+                        Event::BatchSubmitted(e) => Some((e.batch.as_job(), "batch")),
+                        _ => None,
+                    };
+                    if let Some((id, field)) = submitted {
                         if !is_applied {
                             let message = "the submission is not confirmed yet; try again, with the same id";
                             return Err(RpcError::Unavailable(message.to_owned()));
                         }
-                        // The guard of a submission is its account, so two accounts can submit one id: the first gets
-                        // it.
-                        if self.replica.read(|w| w.is_lost(e.job, appended.seq)) {
-                            return Err(RpcError::refused(DomainError::IdReused("job")));
+                        if self.replica.read(|w| w.is_lost(id, appended.seq)) {
+                            return Err(RpcError::refused(DomainError::IdReused(field)));
                         }
                     }
                     return Ok(appended.seq);
@@ -159,6 +163,6 @@ impl Executor {
         });
         let Some(submission) = submission else { return Ok(None) };
         let Some(submission) = self.log.get(submission).await? else { return Ok(None) };
-        Ok(gpubnb_domain::rebuild_job(&submission, &events, &self.settings))
+        Ok(gpubnb_domain::rebuild_job(id, &submission, &events, &self.settings))
     }
 }

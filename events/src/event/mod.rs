@@ -5,6 +5,7 @@
 //! version of the event (CONTRIBUTING.md, "Add an event"). Each version has a fixture in `fixtures/`.
 
 mod account;
+mod batch;
 mod job;
 mod machine;
 mod upcast;
@@ -13,10 +14,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-pub use self::{account::*, job::*, machine::*};
-use crate::ids::{AccountId, JobId, MachineId};
+pub use self::{account::*, batch::*, job::*, machine::*};
+use crate::{
+    batch::BatchId,
+    ids::{AccountId, JobId, MachineId},
+};
 
-/// The account, machine or job that an event belongs to. A decision about an aggregate is appended only if the
+/// The account, machine, job or batch that an event belongs to. A decision about an aggregate is appended only if the
 /// aggregate has got no other event in the meantime. This check is the *guard* of the append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Aggregate {
@@ -26,6 +30,8 @@ pub enum Aggregate {
     Machine(MachineId),
     /// A job.
     Job(JobId),
+    /// A batch.
+    Batch(BatchId),
 }
 
 impl fmt::Display for Aggregate {
@@ -34,6 +40,7 @@ impl fmt::Display for Aggregate {
             Self::Account(id) => write!(f, "account {id}"),
             Self::Machine(id) => write!(f, "machine {id}"),
             Self::Job(id) => write!(f, "job {id}"),
+            Self::Batch(id) => write!(f, "batch {id}"),
         }
     }
 }
@@ -110,6 +117,9 @@ events! {
     AccountSuspended = "AccountSuspended.v1" (Account.account),
     AccountReinstated = "AccountReinstated.v1" (Account.account),
     AccountClosed = "AccountClosed.v1" (Account.account),
+    BatchSubmitted = "BatchSubmitted.v1" (Account.account),
+    TasksOpened = "TasksOpened.v1" (Batch.batch),
+    BatchClosed = "BatchClosed.v1" (Batch.batch),
     MachineListed = "MachineListed.v1" (Machine.machine),
     MachineRepriced = "MachineRepriced.v1" (Machine.machine),
     MachineSettingsRequested = "MachineSettingsRequested.v1" (Machine.machine),

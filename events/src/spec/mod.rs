@@ -24,6 +24,7 @@ pub use self::{
     },
 };
 use crate::{
+    batch::Task,
     dataset::DatasetId,
     ids::{AccountId, CommandId, Seq},
     money::{HourlyRate, MicroUsd},
@@ -77,6 +78,9 @@ pub struct JobSpec {
     /// The datasets, each in a directory of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub datasets: Vec<DatasetMount>,
+    /// The task that the job is; `None` for a job that belongs to no batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
 }
 
 impl JobSpec {
@@ -95,6 +99,7 @@ impl JobSpec {
             secrets: Vec::new(),
             inputs: Vec::new(),
             datasets: Vec::new(),
+            task: None,
         }
     }
 }

@@ -1,9 +1,15 @@
 //! The fold: each event of the log changes the state. Every replica folds the same log and gets the same state.
 
-use gpubnb_events::{Aggregate, Event, JobId, MicroUsd, Recorded, Seq, Timestamp, event::JobSubmitted, ledger, record};
+use gpubnb_events::{
+    Aggregate, BatchId, Event, JobId, MicroUsd, Recorded, Seq, Timestamp,
+    event::{BatchSubmitted, JobSubmitted},
+    ledger, record,
+};
 
 use crate::{
-    Settings, World, daily_bytes,
+    Settings, World,
+    batch::Batch,
+    daily_bytes,
     job::{Job, Phase},
     machine::Machine,
     state::LostSubmission,
@@ -37,45 +43,96 @@ impl World {
             Aggregate::Account(id) => {
                 let account = self.accounts.entry(id).or_default();
                 account.apply(seq, event);
-                if matches!(event, Event::JobSubmitted(_) | Event::FundsDeposited(_)) {
+                if matches!(event, Event::JobSubmitted(_) | Event::BatchSubmitted(_) | Event::FundsDeposited(_)) {
                     account.daily_bytes.add(at, daily_bytes::size_of(event));
                 }
                 match event {
                     Event::JobSubmitted(e) => self.apply_submission(seq, at, e),
+                    Event::BatchSubmitted(e) => self.apply_batch_submission(seq, at, e),
                     Event::HoldReleased(e) => drop(self.lost_submissions.remove(&e.submission)),
                     _ => {}
                 }
             }
             Aggregate::Machine(_) => Machine::apply(&mut self.machines, seq, at, event),
             Aggregate::Job(id) => self.apply_job_event(id, seq, at, event, settings),
+            Aggregate::Batch(id) => self.apply_batch_event(id, seq, at, event),
         }
     }
 
     fn apply_submission(&mut self, seq: Seq, at: Timestamp, e: &JobSubmitted) {
         // If two accounts submit the same id at the same time, the first submission makes the job. The second
         // submission only holds money of its account, until the settlement releases the hold. See docs/adr/0003.
-        if self.submissions.get(e.job).is_none() {
-            let mut job = Job::from_submission(seq, at, e);
-            job.guard = self.last_stray(Aggregate::Job(e.job));
-            self.jobs.insert(e.job, job);
-            self.accounts.entry(e.account).or_default().open_jobs += 1;
-            self.queued.insert((seq, e.job));
-        } else {
+        if self.submissions.is_taken(e.job) {
             let lost = LostSubmission { account: e.account, job: e.job, hold: e.hold };
             self.lost_submissions.insert(seq, lost);
+            return;
         }
-        self.submissions.apply(seq, at, e);
+        let mut job = Job::from_submission(seq, at, e);
+        job.guard = self.last_stray(Aggregate::Job(e.job));
+        self.jobs.insert(e.job, job);
+        self.accounts.entry(e.account).or_default().open_jobs += 1;
+        self.queued.insert((seq, e.job));
+        self.submissions.add(seq, at, e);
+    }
+
+    fn apply_batch_submission(&mut self, seq: Seq, at: Timestamp, e: &BatchSubmitted) {
+        if self.submissions.is_any_taken(e.batch.range()) {
+            let (account, job, hold) = (e.account, e.batch.as_job(), e.hold_of(e.tasks.count));
+            self.lost_submissions.insert(seq, LostSubmission { account, job, hold });
+            return;
+        }
+        let mut batch = Batch::new(seq, at, e);
+        batch.last = self.last_stray(Aggregate::Batch(e.batch));
+        self.batches.insert(e.batch, batch);
+        self.accounts.entry(e.account).or_default().open_jobs += 1;
+        self.submissions.add_batch(seq, at, e);
+    }
+
+    fn apply_batch_event(&mut self, id: BatchId, seq: Seq, at: Timestamp, event: &Event) {
+        let Some(batch) = self.batches.get_mut(&id) else { return };
+        batch.apply(seq, event);
+        if let Event::TasksOpened(e) = event {
+            let submitted = &batch.submitted;
+            let tasks: Vec<Job> = e
+                .tasks()
+                .filter_map(|(number, _)| Job::of_task((seq, at), batch.submission, submitted, number))
+                .collect();
+            let account = self.accounts.entry(submitted.account).or_default();
+            for mut task in tasks {
+                account.open_jobs += 1;
+                account.daily_bytes.add(at, task.unpaid_bytes);
+                task.guard = self.strays.get(&Aggregate::Job(task.id)).copied().unwrap_or_default();
+                self.queued.insert((seq, task.id));
+                self.jobs.insert(task.id, task);
+            }
+        }
+        self.remove_batch_if_over(id);
+    }
+
+    fn remove_batch_if_over(&mut self, id: BatchId) {
+        if let Some(batch) = self.batches.get(&id).filter(|batch| batch.is_over()) {
+            let account = self.accounts.entry(batch.submitted.account).or_default();
+            account.open_jobs = account.open_jobs.saturating_sub(1);
+            self.batches.remove(&id);
+        }
     }
 
     fn apply_job_event(&mut self, id: JobId, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        let previous_machine = job.attempt.as_ref().map(|a| a.machine);
+        let (previous_machine, before) = (job.attempt.as_ref().map(|a| a.machine), job.phase);
+        let batch = job.spec.task.as_ref().map(|task| task.batch);
         job.apply(seq, at, event, settings);
         if let Event::Settled(bill) = event
             && bill.cost > MicroUsd::ZERO
             && let Some(account) = self.accounts.get_mut(&job.account)
         {
             account.daily_bytes.take_back(job.submitted_at, std::mem::take(&mut job.unpaid_bytes));
+            if let Some(batch) = batch.and_then(|batch| self.batches.get_mut(&batch)) {
+                account.daily_bytes.take_back(batch.submitted_at, std::mem::take(&mut batch.unpaid_bytes));
+            }
+        }
+        if let Some(batch) = batch.and_then(|batch| self.batches.get_mut(&batch)) {
+            batch.count(before, job, event);
         }
         let live_lease = job.attempt.as_ref().filter(|_| job.phase.is_live()).map(|a| (a.machine, a.lease));
         if let Some(machine) = previous_machine.and_then(|m| self.machines.get_mut(&m)) {
@@ -89,7 +146,7 @@ impl World {
         {
             machine.leases.insert(id, lease);
         }
-        let queue_entry = (job.submission, id);
+        let queue_entry = (job.opened, id);
         if job.phase == Phase::Queued {
             self.queued.insert(queue_entry)
         } else {
@@ -106,13 +163,21 @@ impl World {
             }
             self.jobs.remove(&id);
         }
+        if let Some(batch) = batch {
+            self.remove_batch_if_over(batch);
+        }
     }
 }
 
-/// Rebuilds a job that is settled, and so no longer part of [`World`], from its submission and its own messages.
-pub fn rebuild_job(submission: &Recorded, messages: &[Recorded], settings: &Settings) -> Option<Job> {
-    let Some(Event::JobSubmitted(e)) = submission.event() else { return None };
-    let mut job = Job::from_submission(submission.seq, submission.at, e);
+/// Rebuilds a job that is settled, and so no longer part of [`World`], from its submission, or its batch's submission,
+/// and its own messages.
+pub fn rebuild_job(id: JobId, submission: &Recorded, messages: &[Recorded], settings: &Settings) -> Option<Job> {
+    let (seq, at) = (submission.seq, submission.at);
+    let mut job = match submission.event()? {
+        Event::JobSubmitted(e) => Job::from_submission(seq, at, e),
+        Event::BatchSubmitted(e) => Job::of_task((seq, at), seq, e, BatchId::of_task(id)?.1)?,
+        _ => return None,
+    };
     for recorded in messages {
         if let Some(event) = recorded.event() {
             job.apply(recorded.seq, recorded.at, event, settings);
@@ -127,7 +192,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use gpubnb_events::{
-        CommandId, MicroUsd, Millis,
+        Actor, CommandId, MicroUsd, Millis,
         command::{Outcome, RequestPayout},
         event::Reason,
         spec::Egress,
@@ -177,6 +242,8 @@ mod tests {
         let mut submission = market.new_submission();
         submission.spec.egress = Egress::any();
         market.submit(submission);
+        let batch = market.submit_batch(market.new_batch(2));
+        market.when(Actor::Platform, Command::OpenTasks(batch)).expect_appended();
         market.world.strays.insert(Aggregate::Account(market.consumer), Seq(1));
 
         let json = serde_json::to_value(&market.world).unwrap();

@@ -23,7 +23,8 @@ pub(crate) fn authorise(
         Command::OpenAccount(account)
         | Command::RequestPayout(account, _)
         | Command::CloseAccount(account, _)
-        | Command::Submit(account, _) => actor == Actor::Account(*account),
+        | Command::Submit(account, _)
+        | Command::SubmitBatch(account, _) => actor == Actor::Account(*account),
         Command::Deposit(account, _) => {
             matches!(actor, Actor::Operator(_)) || (settings.test_funds && actor == Actor::Account(*account))
         }
@@ -32,7 +33,14 @@ pub(crate) fn authorise(
             (Actor::Operator(_), _) => true,
             // The answer does not reveal that another account has a job with this id.
             (Actor::Account(account), Some(job)) if job.account == account => true,
+            // The rest of a batch that is closed.
+            (Actor::Platform, Some(job)) if world.batch_of(job).is_some_and(|batch| batch.closed.is_some()) => true,
             _ => return Err(DomainError::UnknownJob),
+        },
+        Command::CancelBatch(batch) => match (actor, world.batch(*batch)) {
+            (Actor::Operator(_), _) => true,
+            (Actor::Account(account), Some(batch)) if batch.submitted.account == account => true,
+            _ => return Err(DomainError::UnknownBatch),
         },
         // Only the machine itself knows whether its owner uses it.
         Command::ChangeMachine(c) if matches!(c.change, MachineChange::Away | MachineChange::Back) => {
@@ -55,6 +63,8 @@ pub(crate) fn authorise(
         | Command::Expire(_)
         | Command::Abandon(_)
         | Command::Settle(_)
+        | Command::OpenTasks(_)
+        | Command::EndBatch(_)
         | Command::ReleaseHold(..)
         | Command::Suspect(_)
         | Command::Lose(_)

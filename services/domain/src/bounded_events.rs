@@ -116,6 +116,11 @@ fn no_text_and_no_list_of_a_consumer_or_an_operator_makes_an_event_large() {
     (submit.spec.env, submit.env) = (vec!["A".to_owned()], [("A".to_owned(), Secret("b".to_owned()))].into());
     submit.placement.requirements.gpu_model = Some("a".to_owned());
     submit.placement.requirements.region = Some("a".to_owned());
+    let mut batch = market.new_batch(1);
+    (batch.job.budget, batch.job.spec.command) = (Some(MicroUsd(1_000)), vec!["a".to_owned()]);
+    batch.tasks.indices = vec![7];
+    (batch.tasks.names, batch.tasks.rows) = (vec!["a".to_owned()], vec![vec!["b".to_owned()]]);
+    check(&market, market.as_consumer(), &batch, |batch| Command::SubmitBatch(account, batch));
     submit.spec.inputs =
         vec![Input { path: "a".to_owned(), input: CommandId::generate(), bytes: 1, sha256: "0".repeat(64) }];
     let dataset = "0".repeat(64).parse().unwrap();

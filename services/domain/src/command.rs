@@ -4,10 +4,10 @@
 //! reconciler, the settlement and the watchdog are process managers (`services/src/process`).
 
 use gpubnb_events::{
-    AccountId, Aggregate, JobId, MachineId, MicroUsd, Millis, Seq,
+    AccountId, Aggregate, BatchId, JobId, MachineId, MicroUsd, Millis, Seq,
     command::{
         Accept, ChangeMachine, CloseAccount, ClosePayout, Decline, Deposit, Exit, RecordTest, Report, RequestPayout,
-        SetSuspension, Start, SubmitJob,
+        SetSuspension, Start, SubmitBatch, SubmitJob,
     },
     message::Proposal,
     spec::{Mebibytes, Offer},
@@ -44,6 +44,14 @@ pub enum Command {
     Submit(AccountId, SubmitJob),
     /// Cancels a job.
     Cancel(JobId),
+    /// Submits a batch.
+    SubmitBatch(AccountId, SubmitBatch),
+    /// Cancels the tasks of a batch that have not ended.
+    CancelBatch(BatchId),
+    /// The scheduler opens the next tasks of a batch.
+    OpenTasks(BatchId),
+    /// The scheduler closes a batch that is finished, that has too many failed tasks, or that is too old.
+    EndBatch(BatchId),
     /// Offers a machine on the market.
     ListMachine(MachineId, Listing),
     /// Changes a machine as its owner asks, for example pauses it.
@@ -86,7 +94,9 @@ impl Command {
             | Self::Deposit(account, _)
             | Self::RequestPayout(account, _)
             | Self::ReleaseHold(account, _)
-            | Self::Submit(account, _) => Aggregate::Account(*account),
+            | Self::Submit(account, _)
+            | Self::SubmitBatch(account, _) => Aggregate::Account(*account),
+            Self::CancelBatch(batch) | Self::OpenTasks(batch) | Self::EndBatch(batch) => Aggregate::Batch(*batch),
             Self::ClosePayout(c) => Aggregate::Account(c.account),
             Self::SetSuspension(c) => Aggregate::Account(c.account),
             Self::CloseAccount(id, _) => Aggregate::Account(*id),
@@ -118,6 +128,10 @@ impl Command {
             Self::CloseAccount(..) => "CloseAccount",
             Self::Submit(..) => "Submit",
             Self::Cancel(_) => "Cancel",
+            Self::SubmitBatch(..) => "SubmitBatch",
+            Self::CancelBatch(_) => "CancelBatch",
+            Self::OpenTasks(_) => "OpenTasks",
+            Self::EndBatch(_) => "EndBatch",
             Self::ListMachine(..) => "ListMachine",
             Self::ChangeMachine(_) => "ChangeMachine",
             Self::RecordTest(..) => "RecordTest",
@@ -142,7 +156,7 @@ impl Command {
     pub fn job(&self) -> Option<JobId> {
         match self.aggregate() {
             Aggregate::Job(job) => Some(job),
-            Aggregate::Account(_) | Aggregate::Machine(_) => None,
+            Aggregate::Account(_) | Aggregate::Machine(_) | Aggregate::Batch(_) => None,
         }
     }
 }

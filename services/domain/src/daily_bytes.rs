@@ -19,6 +19,9 @@ pub(crate) const MAX_OF_MACHINE: u64 = 8 << 20;
 pub(crate) const RESERVE_OF_MACHINE: u64 = 1 << 20;
 /// The bytes of a message beside its body: subject and headers.
 const ENVELOPE: u64 = 512;
+/// The bytes that count for a task of a batch until it is paid for, as for a job's submission: its events take room,
+/// too.
+pub(crate) const OF_TASK: u64 = 1_024;
 const DAY_MILLIS: i64 = 24 * 3_600_000;
 
 /// The bytes of one day. `day` is the number of days since 1970-01-01 (UTC).

@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, Actor, Aggregate, MachineId, Seq, Timestamp,
-    command::{ChangeMachine, CloseAccount, MachineChange, Quote, SubmitJob},
+    AccountId, Actor, Aggregate, BatchId, MachineId, MicroUsd, Seq, Timestamp,
+    command::{BatchQuote, ChangeMachine, CloseAccount, MachineChange, Quote, SubmitBatch, SubmitJob},
     event::{AccountOpened, HoldReleased},
     message::{EventId, Proposal},
     spec::Terms,
@@ -16,6 +16,7 @@ use crate::{
     Command, Decision, DomainError, Settings, World,
     account::Account,
     authorise::authorise,
+    batch::{self, Batch},
     daily_bytes::{MAX_OF_ACCOUNT, MAX_OF_MACHINE, RESERVE_OF_MACHINE},
     hold,
     job::{Job, Phase},
@@ -77,6 +78,7 @@ impl World {
         let job = || job.ok_or(DomainError::UnknownJob);
         let machine = |id: MachineId| self.machine(id).ok_or(DomainError::UnknownMachine);
         let account = |id: AccountId| self.account(id).ok_or(DomainError::UnknownAccount);
+        let batch = |id: BatchId| self.batch(id).ok_or(DomainError::UnknownBatch);
         match command {
             Command::OpenAccount(id) => Ok(self.open_account(*id)),
             Command::Deposit(id, c) => account(*id)?.deposit(*id, c),
@@ -85,7 +87,11 @@ impl World {
             Command::SetSuspension(c) => account(c.account)?.set_suspension(c),
             Command::CloseAccount(id, c) => self.close_account(account(*id)?, *id, *c),
             Command::ReleaseHold(id, submission) => self.release_hold(*id, *submission),
-            Command::Submit(id, c) => submission::submit(self, *id, c, now, settings),
+            Command::Submit(id, c) => submission::submit_job(self, *id, c, now, settings),
+            Command::SubmitBatch(id, c) => submission::submit_batch(self, *id, c, now, settings),
+            Command::CancelBatch(id) => Ok(batch(*id)?.cancel()),
+            Command::OpenTasks(id) => self.open_tasks(batch(*id)?, now, settings),
+            Command::EndBatch(id) => batch(*id)?.end(now),
             Command::Cancel(_) => job()?.cancel(),
             Command::ListMachine(id, c) => {
                 account(c.owner)?.check_not_closed()?;
@@ -118,7 +124,7 @@ impl World {
         use MachineChange::{Back, Configure, Reprice, Resume};
         let (machine, most) = match command {
             _ if matches!(actor, Actor::Operator(_)) => return Ok(()),
-            Command::Submit(id, _) | Command::Deposit(id, _) => {
+            Command::Submit(id, _) | Command::SubmitBatch(id, _) | Command::Deposit(id, _) => {
                 return self.account(*id).map_or(Ok(()), |account| account.daily_bytes.check(now, MAX_OF_ACCOUNT));
             }
             Command::RecordTest(id, _) => (id, MAX_OF_MACHINE),
@@ -151,6 +157,21 @@ impl World {
         account.close(id, c, has_machines)
     }
 
+    /// Opens the next tasks of a batch.
+    pub(crate) fn open_tasks(
+        &self,
+        batch: &Batch,
+        now: Timestamp,
+        settings: &Settings,
+    ) -> Result<Decision, DomainError> {
+        let account = self.account(batch.submitted.account).ok_or(DomainError::UnknownAccount)?;
+        if let Some(why) = &account.suspended {
+            return Err(DomainError::Suspended(why.clone()));
+        }
+        account.daily_bytes.check(now, MAX_OF_ACCOUNT)?;
+        batch.open(settings.max_open_jobs.saturating_sub(account.open_jobs))
+    }
+
     /// Releases the hold of a submission that made no job.
     fn release_hold(&self, id: AccountId, submission: Seq) -> Result<Decision, DomainError> {
         let lost = self.lost_submissions.get(&submission).filter(|lost| lost.account == id);
@@ -177,6 +198,9 @@ impl World {
     fn assign(&self, job: &Job, now: Timestamp, settings: &Settings) -> Result<Decision, DomainError> {
         if job.phase != Phase::Queued {
             return Err(DomainError::WrongState("The job does not wait for a machine."));
+        }
+        if self.batch_of(job).is_some_and(Batch::is_full) {
+            return Err(DomainError::WrongState("Machines have as many tasks of the batch as its consumer allowed."));
         }
         let choice = placement::choose(self, &placement::Request::of(job), now);
         let id = choice.machine.ok_or(DomainError::NoMachineNow)?;
@@ -216,5 +240,21 @@ impl World {
             waiting: u32::try_from(self.queued.len()).unwrap_or(u32::MAX),
             placement: choice.explanation,
         })
+    }
+
+    /// A preview of the submission of a batch. Nothing is written.
+    pub fn quote_batch(
+        &self,
+        id: AccountId,
+        c: &SubmitBatch,
+        now: Timestamp,
+        settings: &Settings,
+    ) -> Result<BatchQuote, DomainError> {
+        batch::check(c)?;
+        let task = self.quote(id, &c.job, now, settings)?;
+        let (tasks, (max_running, max_failures)) = (c.tasks.count, batch::bounds(c));
+        let of_all = |amount: MicroUsd| MicroUsd(amount.0.saturating_mul(i64::from(tasks)));
+        let (expected, hold) = (task.expected.map(of_all), of_all(task.hold));
+        Ok(BatchQuote { task, tasks, expected, hold, max_running, max_failures })
     }
 }

@@ -5,10 +5,11 @@
 //! `services/src/process` calls these functions and sends the commands. The simulation in `tests/` calls the same
 //! functions.
 
-use gpubnb_events::{JobId, Millis, Seq, Timestamp};
+use gpubnb_events::{BatchId, JobId, Millis, Seq, Timestamp};
 
 use crate::{
     Command, Settings, World,
+    batch::Batch,
     job::{Job, Phase},
     machine::Presence,
     placement::{self, Request},
@@ -35,31 +36,57 @@ pub fn due_hold_releases(world: &World) -> impl Iterator<Item = Command> {
 /// One pass of the scheduler over the waiting jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchedulingPass {
-    /// The jobs to look at, oldest submission first.
+    /// The jobs to look at, oldest first.
     pub jobs: Vec<JobId>,
-    /// The next pass begins after this submission. So jobs that no machine can take do not block later jobs. Zero if
-    /// this pass reached the end of the queue: the next pass begins at the oldest job.
-    pub resume_after: Seq,
+    /// The next pass begins after this place in the queue. So jobs that no machine can take do not block later jobs.
+    pub resume_after: QueuePlace,
 }
 
-/// The next pass over the waiting jobs: those submitted after the sequence `after`. The pass is empty if no machine has
-/// a free slot.
-pub fn scheduling_pass(world: &World, after: Seq) -> SchedulingPass {
+/// A place in the queue: that of the job with this id, which an event with this sequence made.
+pub type QueuePlace = (Seq, JobId);
+
+/// The place before the oldest job.
+pub const QUEUE_START: QueuePlace = (Seq::ZERO, JobId::MIN);
+
+/// The next pass over the waiting jobs: those after a place in the queue. The pass is empty if no machine has a free
+/// slot.
+pub fn scheduling_pass(world: &World, after: QueuePlace) -> SchedulingPass {
     let has_free_slot = world.machines().any(|(_, m)| m.has_free_slot());
-    let waiting = world.queued_after(after).take(if has_free_slot { MAX_PER_PASS } else { 0 });
-    let (mut jobs, mut last) = (Vec::new(), Seq::ZERO);
+    let may_start = |job: &&Job| !world.batch_of(job).is_some_and(Batch::is_full);
+    let waiting = world.queued_after(after).filter(may_start).take(if has_free_slot { MAX_PER_PASS } else { 0 });
+    let (mut jobs, mut last) = (Vec::new(), QUEUE_START);
     for job in waiting {
         jobs.push(job.id);
-        last = job.submission;
+        last = (job.opened, job.id);
     }
-    let resume_after = if jobs.len() == MAX_PER_PASS { last } else { Seq::ZERO };
+    let resume_after = if jobs.len() == MAX_PER_PASS { last } else { QUEUE_START };
     SchedulingPass { jobs, resume_after }
+}
+
+/// The next commands for batches: they open tasks, close batches, and cancel the tasks of closed batches. At most
+/// [`MAX_PER_PASS`].
+pub fn due_batches(world: &World, now: Timestamp, settings: &Settings) -> Vec<Command> {
+    let of_batch = |(id, batch): (&BatchId, &Batch)| {
+        let own = if batch.end(now).is_ok() {
+            Some(Command::EndBatch(*id))
+        } else {
+            world.open_tasks(batch, now, settings).ok().map(|_| Command::OpenTasks(*id))
+        };
+        // A program that has ended cannot be cancelled: its task ends by itself.
+        let may_cancel = |job: &&Job| job.cancel.is_none() && job.phase != Phase::Collecting && job.ending.is_none();
+        let tasks = batch.closed.map(|_| world.jobs.range(batch.opened_tasks())).into_iter().flatten();
+        own.into_iter().chain(tasks.map(|(_, job)| job).filter(may_cancel).map(|job| Command::Cancel(job.id)))
+    };
+    world.batches.iter().flat_map(of_batch).take(MAX_PER_PASS).collect()
 }
 
 /// The command that assigns a waiting job; `None` if no machine can take the job now. This check avoids sending
 /// commands that would be refused.
 pub fn due_assignment(world: &World, job: JobId, now: Timestamp) -> Option<Command> {
     let waiting = world.job(job).filter(|job| job.phase == Phase::Queued)?;
+    if world.batch_of(waiting).is_some_and(Batch::is_full) {
+        return None;
+    }
     placement::choose(world, &Request::of(waiting), now).machine.map(|_| Command::Assign(job))
 }
 

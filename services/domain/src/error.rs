@@ -23,6 +23,9 @@ pub enum DomainError {
     /// No job has this id, or the job belongs to another account.
     #[error("There is no such job.")]
     UnknownJob,
+    /// No batch has this id, its tasks are all settled, or it belongs to another account.
+    #[error("There is no such batch, or all its tasks are settled.")]
+    UnknownBatch,
     /// The account has requested no payout with this id.
     #[error("There is no such payout.")]
     UnknownPayout,
@@ -106,6 +109,7 @@ impl DomainError {
             Self::UnknownAccount => ("UnknownAccount", RefusalKind::NotFound),
             Self::UnknownMachine => ("UnknownMachine", RefusalKind::NotFound),
             Self::UnknownJob => ("UnknownJob", RefusalKind::NotFound),
+            Self::UnknownBatch => ("UnknownBatch", RefusalKind::NotFound),
             Self::UnknownPayout => ("UnknownPayout", RefusalKind::NotFound),
             Self::NotAllowed(_) => ("NotAllowed", RefusalKind::Forbidden),
             Self::Suspended(_) => ("Suspended", RefusalKind::Forbidden),

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use gpubnb_events::{
     AccountId, Event, JobId, Lease, MachineId, MicroUsd, Seq, Timestamp,
     command::DesiredLeaseState,
-    event::{CancelRequested, Cancelled, Fault, JobAssigned, JobSubmitted, Requeued},
+    event::{BatchSubmitted, CancelRequested, Cancelled, Fault, JobAssigned, JobSubmitted, Requeued},
     message::{EventId, Proposal},
     spec::{JobSpec, Limits, Placement, PlacementExplanation, Terms, Usage},
 };
@@ -85,8 +85,10 @@ pub struct Job {
     pub id: JobId,
     /// The account of the consumer who submitted the job.
     pub account: AccountId,
-    /// The sequence of `JobSubmitted`.
+    /// The sequence of `JobSubmitted`; for a task, of `BatchSubmitted`.
     pub submission: Seq,
+    /// The sequence of the event that made the job, which is its place in the queue: `JobSubmitted`, or `TasksOpened`.
+    pub opened: Seq,
     /// The specification: the image, the command and the resources.
     pub spec: JobSpec,
     /// The conditions that a machine must meet, and the strategy that chooses among the machines.
@@ -107,7 +109,8 @@ pub struct Job {
     pub phase: Phase,
     /// The broker's time of the last change of phase.
     pub since: Timestamp,
-    /// The broker's time of the submission.
+    /// The broker's time of the submission. For a task, the time at which it was opened, or, if the task was loaded from
+    /// the log, the time at which its batch was submitted.
     pub submitted_at: Timestamp,
     /// The time from which the job's wait for a machine counts: the time of the submission, or of the end of the last
     /// attempt that was used up.
@@ -140,6 +143,7 @@ impl Job {
             id: e.job,
             account: e.account,
             submission: seq,
+            opened: seq,
             spec: e.spec.clone(),
             placement: e.placement.clone(),
             limits: e.limits.clone(),
@@ -161,6 +165,27 @@ impl Job {
             settled: None,
             past: BTreeMap::new(),
         }
+    }
+
+    /// The state of a task right after it was opened. `opened` is the sequence and the broker's time of `TasksOpened`,
+    /// `submission` is the sequence of `BatchSubmitted`. `None` if the batch has no such task.
+    pub fn of_task(opened: (Seq, Timestamp), submission: Seq, e: &BatchSubmitted, number: u32) -> Option<Self> {
+        let submitted = JobSubmitted {
+            account: e.account,
+            job: e.batch.task(number)?,
+            spec: e.task_spec(number)?,
+            placement: e.placement.clone(),
+            limits: e.limits.clone(),
+            hold: e.hold,
+        };
+        let (seq, at) = opened;
+        let unpaid_bytes = daily_bytes::OF_TASK;
+        Some(Self { opened: seq, unpaid_bytes, ..Self::from_submission(submission, at, &submitted) })
+    }
+
+    /// The id under which the values of the job's environment are stored: tasks share those of their batch.
+    pub fn environment_id(&self) -> JobId {
+        self.spec.task.as_ref().map_or(self.id, |task| task.batch.as_job())
     }
 
     /// Proposes an event of this job. `cause` is the sequence of the event that led to it.

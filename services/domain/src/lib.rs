@@ -7,7 +7,7 @@
 //!
 //! Words that every file uses:
 //!
-//! - An *aggregate* is an account, a machine or a job. Every event belongs to one aggregate.
+//! - An *aggregate* is an account, a machine, a job or a batch. Every event belongs to one aggregate.
 //! - The *log* is the stream MARKET of the *broker*, the NATS server. The *sequence* of an event is its number in the
 //!   log. To *fold* an event is to apply it to the state.
 //! - A *stray* is a message in the log that is not a valid event. It changes nothing but the guard.
@@ -22,7 +22,7 @@
 //! ```text
 //! command.rs, error.rs, rules.rs               commands, errors, rules for single values
 //! daily_bytes.rs                               the bytes of a day's events that nobody pays for
-//! account.rs, machine.rs, job.rs               the aggregates: their state, rules and events
+//! account.rs, machine.rs, job.rs, batch.rs     the aggregates: their state, rules and events
 //! recent_submissions.rs                        the job ids that were submitted in the last day
 //! state.rs                                     the state of the whole market
 //! authorise.rs, placement.rs, submission.rs    rules that need several aggregates
@@ -37,6 +37,7 @@
 pub mod account;
 mod apply;
 pub mod authorise;
+pub mod batch;
 #[cfg(test)]
 mod bounded_events;
 pub mod command;

@@ -3,16 +3,26 @@
 //!
 //! This file has the data and its look-ups. `apply.rs` changes the state by events, and `decide.rs` decides commands.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+};
 
-use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, MicroUsd, Seq};
+use gpubnb_events::{AccountId, Aggregate, BatchId, JobId, MachineId, MicroUsd, Seq};
 use serde::{Deserialize, Serialize};
 
-use crate::{Settings, account::Account, job::Job, machine::Machine, recent_submissions::RecentSubmissions};
+use crate::{
+    Settings,
+    account::Account,
+    batch::Batch,
+    job::{Job, Phase},
+    machine::Machine,
+    recent_submissions::RecentSubmissions,
+};
 
 /// The version of the fields of [`World`] and of the fold in `apply.rs`. Raise it with every change of either, because
 /// snapshots of another version are discarded.
-pub(crate) const VERSION: u32 = 11;
+pub(crate) const VERSION: u32 = 12;
 
 /// The state of the whole market after one sequence of the log.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -22,7 +32,9 @@ pub struct World {
     pub(crate) accounts: HashMap<AccountId, Account>,
     pub(crate) machines: BTreeMap<MachineId, Machine>,
     pub(crate) jobs: BTreeMap<JobId, Job>,
-    /// The jobs that wait for a machine, by the sequence of their submission.
+    /// The batches that are not closed, or have tasks that are not settled.
+    pub(crate) batches: BTreeMap<BatchId, Batch>,
+    /// The jobs that wait for a machine, by the sequence of the event that made them ([`Job::opened`]).
     pub(crate) queued: BTreeSet<(Seq, JobId)>,
     /// The jobs that ended and are not settled.
     pub(crate) ended: BTreeSet<JobId>,
@@ -31,14 +43,15 @@ pub struct World {
     #[serde(with = "pairs")]
     pub(crate) strays: HashMap<Aggregate, Seq>,
     pub(crate) submissions: RecentSubmissions,
-    /// The submissions that made no job, by the sequence of `JobSubmitted`, until their hold is released.
+    /// The submissions that made no job and no batch, by their sequence, until their hold is released.
     pub(crate) lost_submissions: BTreeMap<Seq, LostSubmission>,
 }
 
-/// A submission that made no job, because another account submitted a job with the same id first.
+/// A submission that made no job or no batch, because another account submitted one with the same id first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LostSubmission {
     pub(crate) account: AccountId,
+    /// The job, or [`BatchId::as_job`].
     pub(crate) job: JobId,
     pub(crate) hold: MicroUsd,
 }
@@ -80,14 +93,38 @@ impl World {
         self.jobs.values()
     }
 
-    /// Jobs that wait for a machine, oldest submission first.
-    pub fn queued(&self) -> impl Iterator<Item = JobId> + '_ {
-        self.queued_after(Seq::ZERO).map(|job| job.id)
+    /// The batch, if it is not closed or has tasks that are not settled.
+    pub fn batch(&self, id: BatchId) -> Option<&Batch> {
+        self.batches.get(&id)
     }
 
-    /// Jobs that wait for a machine and were submitted after `seq`, oldest first.
-    pub fn queued_after(&self, seq: Seq) -> impl Iterator<Item = &Job> {
-        self.queued.range((seq.next(), JobId::MIN)..).filter_map(|(_, job)| self.jobs.get(job))
+    /// All batches that are not closed, or have tasks that are not settled.
+    pub fn batches(&self) -> impl Iterator<Item = (&BatchId, &Batch)> {
+        self.batches.iter()
+    }
+
+    /// The batch whose task the job is.
+    pub fn batch_of(&self, job: &Job) -> Option<&Batch> {
+        self.batch(job.spec.task.as_ref()?.batch)
+    }
+
+    /// True if this account has a job or a batch that still needs the values of the environment that are stored under
+    /// this id ([`Job::environment_id`]).
+    pub fn needs_environment(&self, account: AccountId, id: JobId) -> bool {
+        let batch = self.batch(BatchId::beginning_like(id)).filter(|batch| batch.submitted.batch.as_job() == id);
+        self.job(id).is_some_and(|job| job.account == account && job.phase != Phase::Settled)
+            || batch.is_some_and(|batch| batch.submitted.account == account)
+    }
+
+    /// Jobs that wait for a machine, oldest first.
+    pub fn queued(&self) -> impl Iterator<Item = JobId> + '_ {
+        self.queued_after((Seq::ZERO, JobId::MIN)).map(|job| job.id)
+    }
+
+    /// Jobs that wait for a machine and come after this place in the queue, oldest first.
+    pub fn queued_after(&self, place: (Seq, JobId)) -> impl Iterator<Item = &Job> {
+        let after = self.queued.range((Bound::Excluded(place), Bound::Unbounded));
+        after.filter_map(|(_, job)| self.jobs.get(job))
     }
 
     /// Jobs that ended and are not settled.
@@ -95,15 +132,15 @@ impl World {
         self.ended.iter().copied()
     }
 
-    /// True if a job with this id was submitted in the last days.
+    /// True if a job with this id, or a batch with these bytes as its id, was submitted in the last days.
     pub fn is_submitted(&self, job: JobId) -> bool {
         self.submissions.get(job).is_some()
     }
 
-    /// True if the submission with the sequence `submission` made no job, because another account submitted a job with
-    /// the same id first.
+    /// True if the submission with the sequence `submission` made no job or no batch, because another account submitted
+    /// one with the same id first.
     pub fn is_lost(&self, job: JobId, submission: Seq) -> bool {
-        self.submissions.get(job).is_some_and(|first| first.seq < submission)
+        self.submissions.get(job).is_none_or(|first| first.seq < submission)
     }
 
     /// The sequence of the last stray of an aggregate; zero if there was none.

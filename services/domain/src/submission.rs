@@ -1,12 +1,12 @@
-//! The submission of a job: the rules for a job.
+//! The submission of a job or a batch: the rules for a job.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use gpubnb_events::{
-    AccountId, MicroUsd, Millis, Seconds, Timestamp,
-    command::SubmitJob,
+    AccountId, JobId, MicroUsd, Millis, Seconds, Timestamp,
+    command::{SubmitBatch, SubmitJob},
     dataset::is_dataset_name,
-    event::JobSubmitted,
+    event::{BatchSubmitted, JobSubmitted},
     spec::{DEFAULT_SCRATCH, DatasetMount, ImageName, JobSpec, Limits, Mebibytes},
     template,
     text::{is_plain_path, is_sha256_hex},
@@ -15,9 +15,10 @@ use gpubnb_events::{
 use crate::{
     Decision, DomainError, Settings, World,
     account::Account,
+    batch,
     hold::{Hold, hold},
     placement,
-    recent_submissions::{RETENTION, fingerprint},
+    recent_submissions::{RETENTION, batch_fingerprint, fingerprint},
     rules::{check_egress, check_range, check_text},
 };
 
@@ -31,7 +32,7 @@ const WEEK: Seconds = Seconds(7 * 24 * 3_600);
 const DAY: Seconds = Seconds(24 * 3_600);
 
 /// Decides a submission.
-pub(crate) fn submit(
+pub(crate) fn submit_job(
     world: &World,
     id: AccountId,
     c: &SubmitJob,
@@ -45,16 +46,10 @@ pub(crate) fn submit(
         let is_same = known.account == id && known.fingerprint == fingerprint && same_budget;
         return if is_same { Ok(Decision::AlreadyDone(known.seq)) } else { Err(DomainError::IdReused("job")) };
     }
-    let made = c.job.made_at();
-    if now.since(made) > RETENTION || made.since(now) > MAX_CLOCK_LEAD {
-        return Err(DomainError::IdOutOfTime);
+    if world.submissions.is_taken(c.job) {
+        return Err(DomainError::IdReused("job"));
     }
-    if let Some(why) = &account.suspended {
-        return Err(DomainError::Suspended(why.clone()));
-    }
-    if account.open_jobs >= settings.max_open_jobs {
-        return Err(DomainError::TooManyJobs(account.open_jobs));
-    }
+    check_may_submit(account, c.job, now, settings)?;
     check(c, settings)?;
     let choice = || placement::choose(world, &placement::Request::of_submission(c, &BTreeMap::new()), now);
     let Hold { amount: hold, max_price } = hold(world, c, choice, now, settings)?;
@@ -66,6 +61,56 @@ pub(crate) fn submit(
     let event_id = format!("{id}.{}.submitted.{fingerprint:016x}.{}", c.job, hold.0);
     let (spec, placement) = (c.spec.clone(), c.placement.clone());
     Ok(account.propose(JobSubmitted { account: id, job: c.job, spec, placement, limits, hold }, event_id, None))
+}
+
+/// Decides the submission of a batch.
+pub(crate) fn submit_batch(
+    world: &World,
+    id: AccountId,
+    c: &SubmitBatch,
+    now: Timestamp,
+    settings: &Settings,
+) -> Result<Decision, DomainError> {
+    let account = world.account(id).ok_or(DomainError::UnknownAccount)?;
+    let job = &c.job;
+    let event = |limits: Limits, hold: MicroUsd| {
+        let (max_running, max_failures) = batch::bounds(c);
+        let (spec, placement, tasks) = (job.spec.clone(), job.placement.clone(), c.tasks.clone());
+        BatchSubmitted { account: id, batch: c.batch, spec, placement, limits, hold, tasks, max_running, max_failures }
+    };
+    if let Some(known) = world.submissions.get(c.batch.as_job()) {
+        let fingerprint = batch_fingerprint(&event(limits(job, known.budget), known.budget));
+        let same_budget = job.budget.is_none_or(|budget| budget == known.budget);
+        let is_same = known.account == id && known.fingerprint == fingerprint && same_budget;
+        return if is_same { Ok(Decision::AlreadyDone(known.seq)) } else { Err(DomainError::IdReused("batch")) };
+    }
+    if world.submissions.is_any_taken(c.batch.range()) {
+        return Err(DomainError::IdReused("batch"));
+    }
+    check_may_submit(account, c.batch.as_job(), now, settings)?;
+    check(job, settings)?;
+    batch::check(c)?;
+    let choice = || placement::choose(world, &placement::Request::of_submission(job, &BTreeMap::new()), now);
+    let Hold { amount: hold, max_price } = hold(world, job, choice, now, settings)?;
+    let event = event(Limits { max_price, ..limits(job, hold) }, hold);
+    check_funds(account, event.hold_of(c.tasks.count))?;
+    let event_id = format!("{id}.{}.submitted.{:016x}.{}", c.batch, batch_fingerprint(&event), hold.0);
+    Ok(account.propose(event, event_id, None))
+}
+
+/// Checks the rules for the account and the id of a submission.
+fn check_may_submit(account: &Account, job: JobId, now: Timestamp, settings: &Settings) -> Result<(), DomainError> {
+    let made = job.made_at();
+    if now.since(made) > RETENTION || made.since(now) > MAX_CLOCK_LEAD {
+        return Err(DomainError::IdOutOfTime);
+    }
+    if let Some(why) = &account.suspended {
+        return Err(DomainError::Suspended(why.clone()));
+    }
+    if account.open_jobs >= settings.max_open_jobs {
+        return Err(DomainError::TooManyJobs(account.open_jobs));
+    }
+    Ok(())
 }
 
 /// The limits of the job, with the defaults for the missing fields.
@@ -88,6 +133,9 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
     check_image(spec, settings)?;
     if spec.command.len() > 64 || spec.command.iter().any(|a| a.len() > 4_096 || a.contains('\0')) {
         return Err(DomainError::field("command", "A command has at most 64 arguments of at most 4,096 bytes each."));
+    }
+    if spec.task.is_some() {
+        return Err(DomainError::field("task", "Only the market makes tasks, from a batch."));
     }
     check_env(c)?;
     check_egress(&spec.egress)?;

@@ -5,9 +5,10 @@
 
 use gpubnb_events::template;
 use gpubnb_events::{
-    AccountId, Actor, CommandId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seconds, Seq,
+    AccountId, Actor, BatchId, CommandId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seconds, Seq,
     Timestamp,
-    command::{Accept, Deposit, Exit, Outcome, RecordTest, Report, Start, SubmitJob},
+    batch::TaskList,
+    command::{Accept, Deposit, Exit, Outcome, RecordTest, Report, Start, SubmitBatch, SubmitJob},
     event::Check,
     message::{Envelope, Proposal},
     spec::{Egress, Gpu, Hardware, Mebibytes, Offer, OwnerPolicy, Placement, Usage},
@@ -16,6 +17,7 @@ use gpubnb_events::{
 use super::{
     Command, Decision, DomainError, Listing, Settings, World,
     account::Account,
+    batch::Batch,
     job::Job,
     machine::{COMPLETE_TEST, Machine},
 };
@@ -218,6 +220,25 @@ impl TestMarket {
             queue: None,
             env: std::collections::BTreeMap::new(),
         }
+    }
+
+    /// A submission of a batch of ten minutes for each task.
+    pub(crate) fn new_batch(&self, count: u32) -> SubmitBatch {
+        let batch = BatchId::generate();
+        let job = SubmitJob { job: batch.as_job(), ..self.new_submission() };
+        let tasks = TaskList { count, indices: Vec::new(), names: Vec::new(), rows: Vec::new() };
+        SubmitBatch { batch, job, tasks, max_running: None, max_failures: None }
+    }
+
+    /// Submits a batch for the consumer.
+    pub(crate) fn submit_batch(&mut self, submit: SubmitBatch) -> BatchId {
+        let batch = submit.batch;
+        self.when(self.as_consumer(), Command::SubmitBatch(self.consumer, submit)).expect_appended();
+        batch
+    }
+
+    pub(crate) fn batch(&self, id: BatchId) -> &Batch {
+        self.world.batch(id).expect("not over")
     }
 
     /// Submits a job for the consumer.

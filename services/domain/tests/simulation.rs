@@ -15,6 +15,7 @@
 /// The parts of the simulation.
 mod simulation {
     pub(crate) mod answers;
+    pub(crate) mod batches;
     pub(crate) mod bill;
     pub(crate) mod broker;
     pub(crate) mod checker;

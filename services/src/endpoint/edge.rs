@@ -1,16 +1,12 @@
 //! Commands that come through the web server, in the name of a signed-in account or of an operator.
 
-use gpubnb_domain::{
-    Command, DomainError,
-    account::Account,
-    job::{Job, Phase},
-    placement,
-};
+use gpubnb_domain::{Command, DomainError, account::Account, job::Phase, placement};
 use gpubnb_events::{
-    AccountId, Actor, Chain,
+    Actor, Chain, Seq,
     command::{
-        CancelJob, CloseAccount, ClosePayout, DeleteSecret, Deposit, Done, ExplainJob, FundAccount, ListSecrets,
-        OpenAccount, Quote, RequestPayout, SetSecret, SetSuspension, StoredSecret, SubmitJob, Submitted,
+        BatchQuote, CancelBatch, CancelJob, CloseAccount, ClosePayout, DeleteSecret, Deposit, Done, ExplainJob,
+        FundAccount, ListSecrets, OpenAccount, Quote, RequestPayout, SetSecret, SetSuspension, StoredSecret,
+        SubmitBatch, SubmitJob, Submitted, SubmittedBatch,
     },
     spec::PlacementExplanation,
     subject,
@@ -38,6 +34,9 @@ pub(super) async fn serve(server: &Server, e: &EndpointContext) -> Result<(), as
     endpoint(server, e, subject::command("job", "submit"), edge, submit).await?;
     endpoint(server, e, subject::command("job", "cancel"), edge, cancel).await?;
     endpoint(server, e, subject::command("job", "explain"), edge, explain).await?;
+    endpoint(server, e, subject::command("batch", "submit"), edge, submit_batch).await?;
+    endpoint(server, e, subject::command("batch", "cancel"), edge, cancel_batch).await?;
+    endpoint(server, e, subject::command("batch", "quote"), edge, quote_batch).await?;
     endpoint(server, e, subject::command("market", "quote"), edge, quote).await?;
     endpoint(server, e, subject::command("market", "machine"), edge, change_machine).await
 }
@@ -113,6 +112,27 @@ async fn list_secrets(e: EndpointContext, r: Incoming) -> Result<Vec<StoredSecre
 async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> {
     let submit: SubmitJob = r.parse()?;
     let (account, job) = (account_of(r.actor)?, submit.job);
+    let seq = submit_with_secrets(&e, r.actor, &submit, Command::Submit(account, submit.clone())).await?;
+    Ok(Submitted { job, seq })
+}
+
+async fn submit_batch(e: EndpointContext, r: Incoming) -> Result<SubmittedBatch, RpcError> {
+    let submit: SubmitBatch = r.parse()?;
+    let (account, batch) = (account_of(r.actor)?, submit.batch);
+    let command = Command::SubmitBatch(account, submit.clone());
+    let seq = submit_with_secrets(&e, r.actor, &submit.job, command).await?;
+    Ok(SubmittedBatch { batch, seq })
+}
+
+/// Stores the secrets of a submission and executes it. `submit` is the job of `command`, or the job that each task of
+/// its batch runs.
+async fn submit_with_secrets(
+    e: &EndpointContext,
+    actor: Actor,
+    submit: &SubmitJob,
+    command: Command,
+) -> Result<Seq, RpcError> {
+    let (account, job) = (account_of(actor)?, submit.job);
     let names = submit.spec.secrets.clone();
     if !names.is_empty() {
         // A repeated submission must be recognised: its named secrets may be deleted by now.
@@ -122,17 +142,16 @@ async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> 
     let are_new = if e.executor.replica.read(|w| w.is_submitted(job)) {
         false
     } else {
-        refuse_early(&e, r.actor, account, &submit).await?;
+        refuse_early(e, actor, &command, submit).await?;
         let named = e.account_secrets.values(account, &names).await?;
-        e.secrets.store(account, &submit, named).await?
+        e.secrets.store(account, submit, named).await?
     };
-    let submitted = e.executor.execute(r.actor, &Command::Submit(account, submit)).await;
+    let submitted = e.executor.execute(actor, &command).await;
     // After `Unavailable` the submission may be in the log. Otherwise the newest state tells whether the job needs
     // them: the submission may have been refused, or repeated after the job was settled.
     if are_new && !matches!(submitted, Err(RpcError::Unavailable(_))) {
         e.executor.catch_up().await?;
-        let needs_secrets = |job: &Job| job.account == account && job.phase != Phase::Settled;
-        if !e.executor.replica.read(|w| w.job(job).is_some_and(needs_secrets)) {
+        if !e.executor.replica.read(|w| w.needs_environment(account, job)) {
             e.secrets.delete(account, job).await?;
         }
     }
@@ -146,22 +165,21 @@ async fn submit(e: EndpointContext, r: Incoming) -> Result<Submitted, RpcError> 
             }
         });
     }
-    Ok(Submitted { job, seq })
+    Ok(seq)
 }
 
 /// Refuses a submission that the newest state refuses, before its secrets are stored: it then costs the broker nothing.
 async fn refuse_early(
     e: &EndpointContext,
     actor: Actor,
-    account: AccountId,
+    command: &Command,
     submit: &SubmitJob,
 ) -> Result<(), RpcError> {
     if submit.spec.env.is_empty() {
         return Ok(());
     }
-    let command = Command::Submit(account, submit.clone());
     let (now, settings) = (e.executor.clock.now(), &e.executor.settings);
-    let refusal = || e.executor.replica.read(|w| w.decide(actor, &command, None, now, settings).err());
+    let refusal = || e.executor.replica.read(|w| w.decide(actor, command, None, now, settings).err());
     if refusal().is_none() {
         return Ok(());
     }
@@ -172,6 +190,26 @@ async fn refuse_early(
 async fn cancel(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let CancelJob { job } = r.parse()?;
     e.executor.execute(r.actor, &Command::Cancel(job)).await.map(done)
+}
+
+async fn cancel_batch(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
+    let CancelBatch { batch } = r.parse()?;
+    let account = e.executor.replica.read(|w| w.batch(batch).map(|batch| batch.submitted.account));
+    let done = e.executor.execute(r.actor, &Command::CancelBatch(batch)).await.map(done)?;
+    // A batch without open tasks is over at once. The others are tended by the process manager.
+    if let Some(account) = account.filter(|_| e.executor.replica.read(|w| w.batch(batch).is_none())) {
+        e.secrets.delete(account, batch.as_job()).await?;
+    }
+    Ok(done)
+}
+
+async fn quote_batch(e: EndpointContext, r: Incoming) -> Result<BatchQuote, RpcError> {
+    let submit: SubmitBatch = r.parse()?;
+    let account = account_of(r.actor)?;
+    e.account_secrets.check(account, &submit.job.spec.secrets).await?;
+    let (now, settings) = (e.executor.clock.now(), &e.executor.settings);
+    let quote = e.executor.replica.read(|w| w.quote_batch(account, &submit, now, settings));
+    quote.map_err(|refusal| RpcError::Refused(refusal.into()))
 }
 
 async fn quote(e: EndpointContext, r: Incoming) -> Result<Quote, RpcError> {

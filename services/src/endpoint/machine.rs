@@ -112,7 +112,7 @@ async fn accept(e: EndpointContext, r: Incoming) -> Result<Grant, RpcError> {
     add_permits(&e, &job, accept.lease, &mut grant)?;
     if !job.spec.env.is_empty() {
         let enrollment = e.enrollments().active(machine).await?;
-        let env = e.secrets.seal_for((job.account, job.id), &enrollment.sealing_key).await?;
+        let env = e.secrets.seal_for((job.account, job.environment_id()), &enrollment.sealing_key).await?;
         let missing = || RpcError::Unavailable("the values of the job's environment are missing".to_owned());
         grant.env = Some(env.ok_or_else(missing)?);
     }

@@ -1,11 +1,15 @@
-//! Scheduler, settlement and reconciler: they execute the next command that each job needs.
+//! Scheduler, settlement and reconciler: they execute the next command that each job and each batch needs.
 //!
 //! They run after every change of the state, and once a second, so that no lost or late message leaves a job waiting.
 
 use std::time::Duration;
 
-use gpubnb_domain::{Command, due, job::Job};
-use gpubnb_events::{AccountId, Actor, JobId, Seq, Timestamp};
+use gpubnb_domain::{
+    Command, World,
+    due::{self, QueuePlace},
+    job::Job,
+};
+use gpubnb_events::{AccountId, Actor, JobId, Timestamp};
 use gpubnb_runtime::{nats::is_connected, rpc::RpcError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +33,7 @@ pub(crate) async fn manage(
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     // The time since which this replica leads and is connected. Earlier silence of a worker is no reason to end a job.
     let mut steady_since = executor.clock.now();
-    let (mut scheduled, mut last_turn) = (Seq::ZERO, Instant::now());
+    let (mut scheduled, mut last_turn) = (due::QUEUE_START, Instant::now());
     loop {
         let is_sweep = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -44,6 +48,7 @@ pub(crate) async fn manage(
             continue;
         }
         settle(&executor, &secrets).await;
+        tend_batches(&executor, &secrets).await;
         scheduled = schedule(&executor, scheduled).await;
         if is_sweep {
             expire(&executor, steady_since).await;
@@ -56,7 +61,8 @@ async fn settle(executor: &Executor, secrets: &JobSecrets) {
     for release in releases {
         execute(executor, release).await;
     }
-    let of = |job: &Job| (job.account, job.id, !job.spec.env.is_empty());
+    // Tasks share the values of their batch.
+    let of = |job: &Job| (job.account, job.id, !job.spec.env.is_empty() && job.spec.task.is_none());
     let ended: Vec<(AccountId, JobId, bool)> = executor.replica.read(|w| due::due_settlements(w).map(of).collect());
     for (account, job, had_secrets) in ended {
         // Delete the secrets first: a settled job leaves memory, and no later sweep would find it.
@@ -68,8 +74,8 @@ async fn settle(executor: &Executor, secrets: &JobSecrets) {
     }
 }
 
-/// Assigns jobs from one pass over the queue. Returns the submission after which the next pass begins.
-async fn schedule(executor: &Executor, after: Seq) -> Seq {
+/// Assigns jobs from one pass over the queue. Returns the place after which the next pass begins.
+async fn schedule(executor: &Executor, after: QueuePlace) -> QueuePlace {
     let now = executor.clock.now();
     let pass = executor.replica.read(|w| due::scheduling_pass(w, after));
     for job in pass.jobs {
@@ -78,6 +84,26 @@ async fn schedule(executor: &Executor, after: Seq) -> Seq {
         }
     }
     pass.resume_after
+}
+
+/// Opens tasks, closes batches, and cancels the tasks of closed batches. When a batch is over, its secrets are deleted.
+async fn tend_batches(executor: &Executor, secrets: &JobSecrets) {
+    let now = executor.clock.now();
+    for command in executor.replica.read(|w| due::due_batches(w, now, &executor.settings)) {
+        let of_batch = |w: &World| {
+            let batch = if let Command::EndBatch(id) = &command { w.batch(*id)? } else { return None };
+            let has_secrets = !batch.submitted.spec.env.is_empty();
+            has_secrets.then_some((batch.submitted.account, batch.submitted.batch))
+        };
+        let with_secrets = executor.replica.read(of_batch);
+        execute(executor, command).await;
+        if let Some((account, batch)) = with_secrets
+            && executor.replica.read(|w| w.batch(batch).is_none())
+            && let Err(e) = secrets.delete(account, batch.as_job()).await
+        {
+            warn!(error = %e, %batch, "the batch's secrets could not be deleted; the broker deletes them when they are old");
+        }
+    }
 }
 
 async fn expire(executor: &Executor, steady_since: Timestamp) {

@@ -21,6 +21,11 @@ pub(crate) fn check_done(checker: &Checker, broker: &Broker, actor: Actor, comma
         (Command::Submit(id, c), Some(Event::JobSubmitted(e))) => {
             (e.account, e.job, &e.spec, &e.placement) == (*id, c.job, &c.spec, &c.placement)
         }
+        (Command::SubmitBatch(id, c), Some(Event::BatchSubmitted(e))) => {
+            (e.account, e.batch, &e.spec, &e.tasks) == (*id, c.batch, &c.job.spec, &c.tasks)
+        }
+        (Command::CancelBatch(batch) | Command::EndBatch(batch), Some(Event::BatchClosed(e))) => e.batch == *batch,
+        (Command::OpenTasks(batch), Some(Event::TasksOpened(e))) => e.batch == *batch,
         (Command::Cancel(job), Some(Event::CancelRequested(e))) => e.job == *job,
         (Command::Cancel(job), Some(Event::Cancelled(e))) => e.job == *job,
         (Command::Assign(job), Some(Event::JobAssigned(e))) => e.job == *job,

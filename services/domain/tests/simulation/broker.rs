@@ -92,6 +92,6 @@ impl Broker {
             Event::Cancelled(_) | Event::Failed(_) => recorded.envelope()?.cause,
             _ => None,
         });
-        gpubnb_domain::rebuild_job(self.get(submission?)?, &messages, settings)
+        gpubnb_domain::rebuild_job(id, self.get(submission?)?, &messages, settings)
     }
 }

@@ -1,17 +1,19 @@
 //! The independent checker. It reads every event of the log, keeps its own facts, and checks every promise. It shares
 //! only the event types and `ledger::postings` with the market, and no decision. This file checks money, accounts and
-//! machines; `facts.rs` checks jobs.
+//! machines; `facts.rs` checks jobs, and `batches.rs` checks batches.
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry as MapEntry};
 
 use gpubnb_events::{
-    AccountId, Actor, Aggregate, CommandId, Event, HourlyRate, JobId, MachineId, Millis, Recorded, Seq, Timestamp,
+    AccountId, Actor, Aggregate, BatchId, CommandId, Event, HourlyRate, JobId, MachineId, Millis, Recorded, Seq,
+    Timestamp,
     event::{MachineListed, Reason},
     ledger::{self, LedgerAccount},
     message::Envelope,
 };
 
 use super::{
+    batches::BatchFacts,
     facts::{JobFacts, LeaseFacts},
     tally::Tally,
 };
@@ -30,13 +32,13 @@ pub(crate) fn ensure(promise: bool, broken: impl FnOnce() -> String) -> Verdict 
 
 /// The checker's facts about an account.
 #[derive(Default)]
-struct AccountFacts {
-    suspended: bool,
+pub(crate) struct AccountFacts {
+    pub(crate) suspended: bool,
     deposits: BTreeSet<CommandId>,
     payouts: BTreeMap<CommandId, PayoutFacts>,
-    jobs: BTreeSet<JobId>,
+    pub(crate) jobs: BTreeSet<JobId>,
     /// The sum of the account's holds, micro-dollars. The settlement of a job ends its hold.
-    open_holds: i128,
+    pub(crate) open_holds: i128,
     closed: bool,
 }
 
@@ -80,13 +82,14 @@ pub(crate) struct Checker {
     /// Machines with an honest worker. Only these keep to their number of slots.
     pub(crate) honest: BTreeSet<MachineId>,
     pub(crate) jobs: BTreeMap<JobId, JobFacts>,
+    pub(crate) batches: BTreeMap<BatchId, BatchFacts>,
     pub(crate) machines: BTreeMap<MachineId, MachineFacts>,
     /// The balance of each ledger account, micro-dollars.
     pub(crate) ledger: BTreeMap<LedgerAccount, i128>,
-    accounts: BTreeMap<AccountId, AccountFacts>,
+    pub(crate) accounts: BTreeMap<AccountId, AccountFacts>,
     /// The holds of submissions without a job, micro-dollars, by the sequence of `JobSubmitted`. If two accounts submit
     /// one job id at the same time, the later submission gets no job, and its hold is released.
-    stranded: BTreeMap<Seq, (AccountId, i64)>,
+    pub(crate) stranded: BTreeMap<Seq, (AccountId, i64)>,
     /// The number of such holds that were released.
     pub(crate) released: u64,
     /// How often each event was read, by the event's name.
@@ -107,6 +110,7 @@ impl Checker {
             rules,
             honest: BTreeSet::new(),
             jobs: BTreeMap::new(),
+            batches: BTreeMap::new(),
             machines: BTreeMap::new(),
             ledger: BTreeMap::new(),
             accounts: BTreeMap::new(),
@@ -139,6 +143,7 @@ impl Checker {
             | Event::AccountReinstated(_)
             | Event::AccountClosed(_) => self.check_account(entry)?,
             Event::JobSubmitted(_) => self.check_submission(entry)?,
+            Event::BatchSubmitted(_) | Event::TasksOpened(_) | Event::BatchClosed(_) => self.check_batch(entry)?,
             Event::HoldReleased(e) => {
                 ensure(entry.envelope.actor == Actor::Platform, || "released by another".to_owned())?;
                 let stranded = self.stranded.remove(&e.submission);
@@ -255,6 +260,10 @@ impl Checker {
         ensure(account.jobs.insert(e.job), || "submitted twice by one account".to_owned())?;
         ensure(e.hold.0 >= 0 && e.limits.budget == e.hold, || "the hold is not the budget".to_owned())?;
         account.open_holds += i128::from(e.hold.0);
+        if self.is_in_batch(e.job) {
+            self.stranded.insert(entry.seq, (e.account, e.hold.0));
+            return Ok(());
+        }
         match self.jobs.entry(e.job) {
             MapEntry::Vacant(slot) => _ = slot.insert(JobFacts::new(entry.seq, entry.at, e)),
             MapEntry::Occupied(_) => _ = self.stranded.insert(entry.seq, (e.account, e.hold.0)),
@@ -324,6 +333,12 @@ impl Checker {
         job.check(entry, &self.machines, &self.rules)?;
         match entry.event {
             Event::Accepted(_) => self.check_slots(id)?,
+            Event::Failed(_) => {
+                let batch = BatchId::of_task(id).and_then(|(batch, _)| self.batches.get_mut(&batch));
+                if let Some(batch) = batch {
+                    batch.failed += 1;
+                }
+            }
             Event::Settled(e) => {
                 let account = self.accounts.entry(e.consumer).or_default();
                 account.open_holds -= i128::from(self.jobs.get(&id).map_or(0, |j| j.hold.0));

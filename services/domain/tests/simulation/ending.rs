@@ -4,6 +4,8 @@
 
 use gpubnb_domain::{
     Command, Decision, DomainError, World,
+    batch::Batch,
+    due,
     job::{Job, Phase},
     machine::Machine,
     recent_submissions::RETENTION,
@@ -29,11 +31,19 @@ pub(crate) fn finish(market: &mut Market) -> Verdict {
     market.complete_all()?;
     check_replicas_agree(market)?;
     let to_be_cancelled = jobs_to_be_cancelled(market);
+    // A suspended account's batch opens no tasks.
+    let open: Vec<_> = market.checker.batches.iter().filter(|(_, batch)| !batch.closed).map(|(id, _)| *id).collect();
+    for batch in open {
+        if market.checker.is_suspended(market.checker.batches[&batch].submitted.account) {
+            market.issue_and_wait(Caller::Client, Actor::Operator(None), Command::CancelBatch(batch))?;
+        }
+    }
     let mut pause = 5_000;
     for _ in 0..ROUNDS {
         run_workers(market)?;
         run_managers(market)?;
-        if market.checker.jobs.values().all(|job| job.settled.is_some()) {
+        let are_settled = market.checker.jobs.values().all(|job| job.settled.is_some());
+        if are_settled && market.checker.batches.values().all(|batch| batch.closed) {
             break;
         }
         market.now = market.now.plus(Millis(pause));
@@ -88,12 +98,13 @@ fn run_workers(market: &mut Market) -> Verdict {
 
 /// The process managers of one replica give every command that is due.
 fn run_managers(market: &mut Market) -> Verdict {
-    for kind in 0..3 {
+    for kind in 0..4 {
         market.replicas[0].catch_up(&market.broker, market.broker.last_seq(), &market.settings);
         let (world, now) = (&market.replicas[0].world, market.replicas[0].clock(market.now));
         let due = match kind {
             0 => managers::settle(world),
             1 => managers::schedule(world, now),
+            2 => due::due_batches(world, now, &market.settings),
             _ => managers::reconcile(world, now, &market.settings),
         };
         for command in due {
@@ -107,6 +118,9 @@ fn run_managers(market: &mut Market) -> Verdict {
 fn check_all_settled(market: &Market) -> Verdict {
     for (id, job) in &market.checker.jobs {
         ensure(job.settled.is_some(), || format!("job {id} was never settled: {job:?}"))?;
+    }
+    for (id, batch) in &market.checker.batches {
+        ensure(batch.closed, || format!("batch {id} was never closed: {batch:?}"))?;
     }
     for account in market.checker.accounts() {
         let held = market.checker.balance(LedgerAccount::Held(account));
@@ -132,7 +146,12 @@ fn check_replicas_agree(market: &mut Market) -> Verdict {
     for job in world.jobs() {
         let aggregate = Some(Aggregate::Job(job.id));
         let messages: Vec<_> = broker.log().iter().filter(|r| r.aggregate == aggregate).cloned().collect();
-        let loaded = broker.get(job.submission).and_then(|s| gpubnb_domain::rebuild_job(s, &messages, settings));
+        // A task without an event of its own cannot be loaded: nothing in its messages names the batch.
+        if job.spec.task.is_some() && messages.is_empty() {
+            continue;
+        }
+        let loaded =
+            broker.get(job.submission).and_then(|s| gpubnb_domain::rebuild_job(job.id, s, &messages, settings));
         ensure(loaded.is_some_and(|loaded| same_job(&loaded, job)), || {
             format!("job {} is different when loaded", job.id)
         })?;
@@ -185,6 +204,10 @@ fn compare_worlds(a: &World, b: &World) -> Verdict {
     if a.applied() != b.applied() || !a.queued().eq(b.queued()) || !a.ended().eq(b.ended()) {
         return Err(differ("the position or the queues"));
     }
+    let counts = |b: &Batch| (b.opened, b.waiting, b.running, b.failed, b.settled, b.closed, b.last);
+    if !a.batches().map(|(id, batch)| (id, counts(batch))).eq(b.batches().map(|(id, batch)| (id, counts(batch)))) {
+        return Err(differ("batches"));
+    }
     if a.jobs().count() != b.jobs().count() || !a.jobs().zip(b.jobs()).all(|(a, b)| same_job(a, b)) {
         return Err(differ("jobs"));
     }
@@ -201,7 +224,9 @@ fn compare_worlds(a: &World, b: &World) -> Verdict {
 
 /// True if both replicas have the same state of a job.
 fn same_job(a: &Job, b: &Job) -> bool {
-    let fixed = |j: &Job| (j.id, j.account, j.submission, j.hold, j.last, j.phase, j.since, j.submitted_at);
+    // A task that is loaded from the log has the time at which its batch was submitted.
+    let submitted_at = |j: &Job| j.spec.task.is_none().then_some(j.submitted_at);
+    let fixed = |j: &Job| (j.id, j.account, j.submission, j.hold, j.last, j.phase, j.since, submitted_at(j));
     fixed(a) == fixed(b)
         && (&a.attempt, a.attempts_used, &a.avoid, a.not_before, a.cancel, &a.ending, a.settled)
             == (&b.attempt, b.attempts_used, &b.avoid, b.not_before, b.cancel, &b.ending, b.settled)
@@ -231,7 +256,11 @@ fn check_repeated(market: &Market, fresh: &World, granted: &GrantedCommand) -> V
         // If two accounts submitted one job id at the same time, the later submission made no job. The executor refuses
         // that command at once (`services/src/execute.rs`); the simulation refuses only its repetition.
         (Command::Submit(id, c), Err(DomainError::IdReused(_))) => {
-            market.checker.jobs.get(&c.job).is_some_and(|j| j.account != *id)
+            market.checker.jobs.get(&c.job).is_some_and(|j| j.account != *id) || market.checker.is_in_batch(c.job)
+        }
+        (Command::SubmitBatch(_, c), Err(DomainError::IdOutOfTime)) => market.now.since(c.batch.made_at()) > RETENTION,
+        (Command::SubmitBatch(id, c), Err(DomainError::IdReused(_))) => {
+            market.checker.batches.get(&c.batch).is_none_or(|batch| batch.submitted.account != *id)
         }
         (
             Command::OpenAccount(_)
@@ -239,6 +268,7 @@ fn check_repeated(market: &Market, fresh: &World, granted: &GrantedCommand) -> V
             | Command::RequestPayout(..)
             | Command::ClosePayout(_)
             | Command::Submit(..)
+            | Command::SubmitBatch(..)
             | Command::Decline(..)
             | Command::Report(..)
             | Command::Settle(_),

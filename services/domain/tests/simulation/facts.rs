@@ -69,6 +69,8 @@ pub(crate) struct JobFacts {
     pub(crate) cancel: Option<(Seq, Timestamp)>,
     pub(crate) ended: Option<EndFacts>,
     pub(crate) settled: Option<Seq>,
+    /// True for a task of a batch that is closed: the platform may cancel the task.
+    pub(crate) batch_is_closed: bool,
     attempts_used: u32,
     /// After a fault of a machine: the time until which this machine may not get the job.
     avoid: BTreeMap<MachineId, Timestamp>,
@@ -91,6 +93,7 @@ impl JobFacts {
             cancel: None,
             ended: None,
             settled: None,
+            batch_is_closed: false,
             attempts_used: 0,
             avoid: BTreeMap::new(),
             not_before: None,
@@ -191,7 +194,8 @@ impl JobFacts {
 
     /// Checks that the actor is the job's consumer or an operator.
     fn check_may_cancel(&self, actor: Actor) -> Verdict {
-        let allowed = matches!(actor, Actor::Operator(_)) || actor == Actor::Account(self.account);
+        let is_rest_of_batch = self.batch_is_closed && actor == Actor::Platform;
+        let allowed = is_rest_of_batch || matches!(actor, Actor::Operator(_)) || actor == Actor::Account(self.account);
         ensure(allowed, || format!("{actor} was not allowed"))
     }
 
@@ -308,6 +312,8 @@ impl JobFacts {
             _ if entry.envelope.actor != Actor::Platform => return Ok(()),
             Event::Requeued(e) => Some(e.reason),
             Event::Failed(e) => Some(e.reason),
+            // `check_cancelled` checks who may cancel a job that no worker has.
+            Event::Cancelled(_) if self.cancel.is_none() => return Ok(()),
             Event::Cancelled(_) => None,
             _ => return Ok(()),
         };

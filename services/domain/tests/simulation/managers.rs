@@ -3,7 +3,7 @@
 //! replica.
 
 use gpubnb_domain::{Command, Settings, World, due, machine::Presence};
-use gpubnb_events::{Actor, MachineId, Seq, Timestamp};
+use gpubnb_events::{Actor, MachineId, Timestamp};
 
 use super::{market::Market, op::Caller, tape::Dice};
 
@@ -13,7 +13,8 @@ impl Market {
         let index = dice.index(self.replicas.len());
         let replica = &self.replicas[index];
         let (world, now) = (&replica.world, replica.clock(self.now));
-        let command = match dice.below(9) {
+        let command = match dice.below(10) {
+            9 => dice.pick(&due::due_batches(world, now, &self.settings)),
             0 | 1 => dice.pick(&settle(world)),
             2..=4 => dice.pick(&schedule(world, now)),
             5 | 6 => dice.pick(&reconcile(world, now, &self.settings)),
@@ -27,11 +28,11 @@ impl Market {
 
 /// The assignments that are possible now: all passes of the real scheduler over the queue.
 pub(crate) fn schedule(world: &World, now: Timestamp) -> Vec<Command> {
-    let (mut due, mut after) = (Vec::new(), Seq::ZERO);
+    let (mut due, mut after) = (Vec::new(), due::QUEUE_START);
     loop {
         let pass = due::scheduling_pass(world, after);
         due.extend(pass.jobs.into_iter().filter_map(|job| due::due_assignment(world, job, now)));
-        if pass.resume_after == Seq::ZERO {
+        if pass.resume_after == due::QUEUE_START {
             return due;
         }
         after = pass.resume_after;

@@ -2,10 +2,11 @@
 
 use gpubnb_domain::{Command, Listing, machine::COMPLETE_TEST};
 use gpubnb_events::{
-    AccountId, Actor, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
+    AccountId, Actor, BatchId, HourlyRate, JobId, MachineId, MicroUsd, Millis, Seconds, Timestamp,
+    batch::TaskList,
     command::{
         ChangeMachine, CloseAccount, ClosePayout, Deposit, MachineChange, RecordTest, RequestPayout, SetSuspension,
-        SubmitJob,
+        SubmitBatch, SubmitJob,
     },
     event::Check,
     ledger::LedgerAccount,
@@ -29,6 +30,7 @@ const HOUR: u64 = 3_600;
 pub(crate) struct People {
     pub(crate) accounts: Vec<AccountId>,
     submissions: Vec<(AccountId, SubmitJob)>,
+    batches: Vec<(AccountId, SubmitBatch)>,
     deposits: Vec<(AccountId, Deposit)>,
     payouts: Vec<(AccountId, RequestPayout)>,
 }
@@ -67,7 +69,8 @@ impl Market {
         let (actor, command) = match dice.below(17) {
             0 => (Actor::Account(account), Command::OpenAccount(account)),
             1 => self.deposit(account, dice),
-            2..=8 => self.submit(account, dice),
+            2..=7 => self.submit(account, dice),
+            8 => self.submit_or_cancel_batch(account, dice),
             9 => self.resubmit(account, dice),
             10..=12 => self.cancel(account, dice),
             13 => self.payout(account, dice),
@@ -107,6 +110,36 @@ impl Market {
         let submit = self.random_job(dice);
         self.people.submissions.push((account, submit.clone()));
         (Actor::Account(account), Command::Submit(account, submit))
+    }
+
+    /// Submits a batch, submits a batch again, takes an id for a job that a task has, or cancels a batch.
+    fn submit_or_cancel_batch(&mut self, account: AccountId, dice: &mut Dice) -> (Actor, Command) {
+        let Some((of, mut submit)) = dice.pick(&self.people.batches).filter(|_| dice.one_in(3)) else {
+            let mut job = self.random_job(dice);
+            let batch = BatchId::beginning_like(job.job);
+            job.job = batch.as_job();
+            let count = 1 + u32::try_from(dice.below(24)).unwrap_or(0);
+            let tasks = TaskList { count, indices: Vec::new(), names: Vec::new(), rows: Vec::new() };
+            let max_running = dice.choose(&[None, Some(1), Some(2), Some(3)]);
+            let max_failures = dice.choose(&[None, Some(0), Some(2)]);
+            let submit = SubmitBatch { batch, job, tasks, max_running, max_failures };
+            self.people.batches.push((account, submit.clone()));
+            return (Actor::Account(account), Command::SubmitBatch(account, submit));
+        };
+        let by = if dice.one_in(2) { of } else { account };
+        let command = match dice.below(5) {
+            0 => Command::SubmitBatch(by, submit),
+            1 => {
+                submit.tasks.count += 1;
+                Command::SubmitBatch(by, submit)
+            }
+            2 => {
+                let task = submit.batch.task(u32::try_from(dice.below(30)).unwrap_or(0));
+                Command::Submit(by, SubmitJob { job: task.unwrap_or(submit.job.job), ..submit.job })
+            }
+            _ => Command::CancelBatch(submit.batch),
+        };
+        (Actor::Account(by), command)
     }
 
     /// A submission that its account can pay for.
