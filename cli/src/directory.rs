@@ -1,7 +1,7 @@
 //! A directory on this computer as a dataset: which of its files belong to it, and their hashes.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -52,6 +52,33 @@ impl Directory {
     /// Data. Only what a `.gpubnbignore` in the directory names is left out: data is often left out of Git.
     pub(crate) fn of_data(root: &Path) -> anyhow::Result<Self> {
         Self::read(root, false)
+    }
+
+    /// Single files, in the directory that has all of them.
+    pub(crate) fn of_files(paths: &[PathBuf]) -> anyhow::Result<Self> {
+        let mut whole = Vec::new();
+        for path in paths {
+            let full = path.canonicalize().with_context(|| format!("reading {}", path.display()))?;
+            ensure!(full.is_file(), "{} is not a file", path.display());
+            whole.push(full);
+        }
+        let mut root = whole.first().and_then(|path| path.parent()).context("there are no files")?.to_owned();
+        while !whole.iter().all(|path| path.starts_with(&root)) {
+            root = root.parent().context("the files are in no directory")?.to_owned();
+        }
+        let mut files = BTreeMap::new();
+        for full in whole {
+            let path = full.strip_prefix(&root)?.to_str();
+            let path = path.with_context(|| format!("the name of {} is not UTF-8", full.display()))?.to_owned();
+            let (bytes, sha256) = size_and_hash(&full).with_context(|| format!("reading {}", full.display()))?;
+            files.insert(path.clone(), DatasetFile { path, bytes, sha256, exec: false });
+        }
+        let found: Vec<Found> =
+            files.values().map(|f| Found { path: f.path.clone(), bytes: f.bytes, is_link: false }).collect();
+        check_size(&root, &found)?;
+        let manifest = DatasetManifest::new(files.into_values().collect(), Vec::new());
+        manifest.check().context("the files cannot be a dataset")?;
+        Ok(Self { root, manifest, secrets: Vec::new() })
     }
 
     /// Reads a directory. A directory that is too large is refused before its files are read.

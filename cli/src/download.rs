@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use gpubnb_events::{
     CommandId,
     spec::LeftOut,
@@ -31,14 +31,24 @@ pub(crate) async fn fetch(api: &Api, job: &str, directory: Option<PathBuf>, json
 /// Saves all files. A file that cannot be saved does not keep the others from being saved. Each failure is printed; the
 /// returned error says how many files failed.
 pub(crate) async fn save_all(api: &Api, job: &str, row: &Value, directory: &Path) -> anyhow::Result<()> {
+    let (saved, failed) = save_files(api, job, row, directory).await?;
+    if saved > 0 {
+        errln!("{saved} files are in {}", directory.display());
+    }
+    ensure!(failed == 0, "{failed} of {} files were not saved. Try again: gpubnb fetch {job}", saved + failed);
+    Ok(())
+}
+
+/// Saves all files of a job, and returns how many were saved and how many were not. Each failure is printed.
+pub(crate) async fn save_files(api: &Api, job: &str, row: &Value, directory: &Path) -> anyhow::Result<(usize, usize)> {
     let files = row["outputs"].as_array().cloned().unwrap_or_default();
-    let (mut saved, mut failures) = (0, Vec::new());
+    let (mut saved, mut failed) = (0, 0);
     for file in &files {
         match save(api, job, file, directory).await {
             Ok(()) => saved += 1,
             Err(e) => {
                 errln!("gpubnb: {e:#}");
-                failures.push(e);
+                failed += 1;
             }
         }
     }
@@ -46,13 +56,7 @@ pub(crate) async fn save_all(api: &Api, job: &str, row: &Value, directory: &Path
         let (reason, example) = (left_out.reason.describe(), make_plain(&left_out.example));
         errln!("{} entries of /output were not kept, such as {example}: {reason}", left_out.entries);
     }
-    if saved > 0 {
-        errln!("{saved} files are in {}", directory.display());
-    }
-    if failures.is_empty() {
-        return Ok(());
-    }
-    bail!("{} of {} files were not saved. Try again: gpubnb fetch {job}", failures.len(), files.len());
+    Ok((saved, failed))
 }
 
 /// Saves one file, whole or not at all. The job chose the name of the file, so the name is not trusted: no file is

@@ -107,6 +107,16 @@ pub(crate) struct JobArgs {
     /// files that `.gitignore` and `.gpubnbignore` name. Its `gpubnb.toml` has the options that are not given here.
     #[arg(value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) options: JobOptions,
+    /// Arguments for a custom image: the command.
+    #[arg(last = true)]
+    pub(crate) command: Vec<String>,
+}
+
+/// The options of a job.
+#[derive(Debug, Args)]
+pub(crate) struct JobOptions {
     /// An approved template, such as `train`; `gpubnb templates` lists them.
     #[arg(long, conflicts_with = "image")]
     pub(crate) template: Option<String>,
@@ -142,14 +152,11 @@ pub(crate) struct JobArgs {
     pub(crate) resources: ResourceArgs,
     #[command(flatten)]
     limits: LimitArgs,
-    /// Arguments for a custom image: the command.
-    #[arg(last = true)]
-    command: Vec<String>,
 }
 
-impl JobArgs {
-    /// The request for the job, without the files that must be uploaded first.
-    pub(crate) fn request(&self) -> anyhow::Result<JobRequest> {
+impl JobOptions {
+    /// The request for the job with this command, without the files that must be uploaded first.
+    pub(crate) fn request(&self, command: &[String]) -> anyhow::Result<JobRequest> {
         let Self { placement, resources, limits, .. } = self;
         Ok(JobRequest {
             job: None,
@@ -157,7 +164,7 @@ impl JobArgs {
             template: self.template.clone(),
             parameters: self.params.iter().cloned().collect(),
             image: self.image.clone(),
-            command: self.command.clone(),
+            command: command.to_vec(),
             workdir: self.workdir.clone(),
             cpu_millis: resources.cpu_millis,
             memory_mib: resources.memory_mib,
@@ -234,7 +241,7 @@ mod tests {
             --max-attempts 2 -e A=b --secrets HF_TOKEN,Z --data mnist --data abc:code:rw -- python train.py";
         let Command::Run(run) = Cli::try_parse_from(all.split_whitespace()).unwrap().command else { panic!("run") };
         let text = |text: &str| Some(text.to_owned());
-        let request = run.job.request().unwrap();
+        let request = run.job.options.request(&run.job.command).unwrap();
         let expected = JobRequest {
             job: request.job,
             name: text("n"),

@@ -19,6 +19,7 @@ macro_rules! errln {
 mod account;
 mod api;
 mod args;
+mod batch;
 mod datasets;
 mod directory;
 mod download;
@@ -141,8 +142,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Quote(job) => submit::quote(&api, &job, json).await,
         Command::Top => show::top(&api).await,
         Command::Wait { job } => follow::wait(&api, &job_id::find(&api, &job).await?, json).await,
-        Command::Open { job } => show::open(&api, &job_id::find(&api, &job).await?, json),
+        Command::Open { job } => show::open_page(&api, &format!("/jobs/{}", job_id::find(&api, &job).await?), json),
         Command::Run(run) => submit::run(&api, *run, json).await,
+        Command::Map(map) => batch::run(&api, batch::Submission::from_map(*map)?, json).await,
+        Command::Batch { command } => batch::command(&api, command, json).await,
         Command::Fetch { job, directory } => {
             download::fetch(&api, &job_id::find(&api, &job).await?, directory, json).await
         }

@@ -16,11 +16,11 @@ pub(crate) fn text(value: &Value) -> String {
     make_plain(value.as_str().unwrap_or_default())
 }
 
-fn dollars(value: &Value) -> String {
+pub(crate) fn dollars(value: &Value) -> String {
     MicroUsd(value.as_i64().unwrap_or(0)).to_string()
 }
 
-fn print_table(head: &[&str], rows: &[Vec<String>]) {
+pub(crate) fn print_table(head: &[&str], rows: &[Vec<String>]) {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(head.get(column).map(|h| h.len())).max().unwrap_or(0)
@@ -36,12 +36,12 @@ fn print_table(head: &[&str], rows: &[Vec<String>]) {
     }
 }
 
-fn rows(page: &Value) -> Vec<Value> {
+pub(crate) fn rows(page: &Value) -> Vec<Value> {
     page["rows"].as_array().cloned().unwrap_or_default()
 }
 
 /// The rows of a list of the API, page after page, up to `most`. `query` begins with `?`.
-async fn all_rows(api: &Api, path: &str, query: &str, most: usize) -> anyhow::Result<Vec<Value>> {
+pub(crate) async fn all_rows(api: &Api, path: &str, query: &str, most: usize) -> anyhow::Result<Vec<Value>> {
     let (mut all, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = api.get(&format!("{path}{query}{cursor}")).await?;
@@ -225,9 +225,9 @@ pub(crate) fn quote(quote: &Value) {
     line("you have", dollars(&quote["available"]));
 }
 
-/// Opens the page of a job in the browser, and prints its address.
-pub(crate) fn open(api: &Api, job: &str, json: bool) -> anyhow::Result<u8> {
-    let address = format!("{}/jobs/{job}", api.url);
+/// Opens a page of the market in the browser, and prints its address.
+pub(crate) fn open_page(api: &Api, path: &str, json: bool) -> anyhow::Result<u8> {
+    let address = format!("{}{path}", api.url);
     done(json, &json!({ "address": address }), &address);
     let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
     let opened = Command::new(program).arg(&address).stdout(Stdio::null()).stderr(Stdio::null()).spawn();

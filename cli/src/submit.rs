@@ -16,16 +16,19 @@ use tokio_util::io::ReaderStream;
 use crate::{
     api::{Api, REQUEST_TIMEOUT},
     args::RunArgs,
-    datasets,
+    batch, datasets,
     directory::Directory,
     download, follow,
-    job_args::{JobArgs, read_env},
+    job_args::{JobArgs, JobOptions, read_env},
     project::{self, Project},
     show,
     signal::StopSignal,
 };
 
 pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u8> {
+    if run.tasks.are_named() {
+        return batch::run(api, batch::Submission::from_run(run)?, json).await;
+    }
     let mut stop = StopSignal::new()?;
     let request = tokio::select! {
         request = prepare(api, &run.job) => request?,
@@ -47,7 +50,7 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
             bail!("stopped before the market answered; the job may run: gpubnb cancel {job}");
         }
     };
-    if run.detach {
+    if run.end.detach {
         outln!("{}", if json { submitted.to_string() } else { job });
         return Ok(0);
     }
@@ -59,8 +62,8 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
     } else {
         errln!("{}", ended["summary"].as_str().unwrap_or_default());
     }
-    if !run.no_download {
-        let directory = run.output.clone().unwrap_or_else(|| PathBuf::from(&job));
+    if !run.end.no_download {
+        let directory = run.end.output.clone().unwrap_or_else(|| PathBuf::from(&job));
         tokio::select! {
             saved = download::save_all(api, &job, &ended, &directory) => saved?,
             () = stop.received() => bail!("stopped; the rest of the files: gpubnb fetch {job}"),
@@ -72,17 +75,33 @@ pub(crate) async fn run(api: &Api, run: RunArgs, json: bool) -> anyhow::Result<u
 /// The name of the directory in `/scratch` that has the copy of the code.
 const CODE: &str = "code";
 
+/// The job that a person describes: the directory with the code, the options and the command.
+#[derive(Clone, Copy)]
+pub(crate) struct Described<'a> {
+    pub(crate) directory: Option<&'a Path>,
+    pub(crate) options: &'a JobOptions,
+    pub(crate) command: &'a [String],
+}
+
+impl<'a> From<&'a JobArgs> for Described<'a> {
+    fn from(args: &'a JobArgs) -> Self {
+        let JobArgs { directory, options, command } = args;
+        Self { directory: directory.as_deref(), options, command }
+    }
+}
+
 /// The request for a job, from the options and from `gpubnb.toml`, and the paths of the input files on this computer.
-fn describe(args: &JobArgs) -> anyhow::Result<(JobRequest, Vec<String>)> {
-    if let Some(directory) = &args.directory {
+pub(crate) fn describe(job: Described<'_>) -> anyhow::Result<(JobRequest, Vec<String>)> {
+    let args = job.options;
+    if let Some(directory) = job.directory {
         let example = "a command stands after `--`, as in `gpubnb run . -- python train.py`";
         ensure!(directory.is_dir(), "{} is not a directory; {example}", directory.display());
         let is_template = args.template.is_some();
         ensure!(!is_template, "a template runs its own program: leave the directory out, or name an image instead");
     }
     let Project { request: mut file, mut inputs, mut env } =
-        args.directory.as_deref().map(Project::read).transpose()?.flatten().unwrap_or_default();
-    let mut options = args.request()?;
+        job.directory.map(Project::read).transpose()?.flatten().unwrap_or_default();
+    let mut options = args.request(job.command)?;
     if args.resources.egress.is_some() {
         file.egress = Egress::default();
     }
@@ -106,16 +125,25 @@ fn describe(args: &JobArgs) -> anyhow::Result<(JobRequest, Vec<String>)> {
 /// Uploads the files of a job, and returns the request that names them. The market is asked first whether it would take
 /// the job, so that a wrong name does not cost the time of an upload.
 async fn prepare(api: &Api, args: &JobArgs) -> anyhow::Result<JobRequest> {
-    let (mut request, inputs) = describe(args)?;
-    // A template runs its own program.
-    let directory = args.directory.clone().filter(|_| request.template.is_none());
-    if directory.is_some() || !inputs.is_empty() {
+    let (request, inputs) = describe(args.into())?;
+    if args.directory.is_some() || !inputs.is_empty() {
         api.post("/quote", &serde_json::to_value(&request)?).await?;
     }
-    for input in &inputs {
+    upload_files(api, request, args.directory.as_deref(), &inputs).await
+}
+
+/// Uploads the files of a job, and returns the request that names them.
+pub(crate) async fn upload_files(
+    api: &Api,
+    mut request: JobRequest,
+    directory: Option<&Path>,
+    inputs: &[String],
+) -> anyhow::Result<JobRequest> {
+    for input in inputs {
         request.inputs.push(upload(api, input).await?);
     }
-    if let Some(directory) = directory {
+    // A template runs its own program.
+    if let Some(directory) = directory.map(Path::to_owned).filter(|_| request.template.is_none()) {
         let directory = tokio::task::spawn_blocking(move || Directory::of_code(&directory)).await??;
         let stored = datasets::push(api, directory, None).await?;
         let dataset = stored["dataset"].as_str().unwrap_or_default().to_owned();
@@ -128,7 +156,7 @@ async fn prepare(api: &Api, args: &JobArgs) -> anyhow::Result<JobRequest> {
 /// `gpubnb quote`: what a job would cost at most. The files of the job are not needed for that, and their room on the
 /// job's disk is not counted.
 pub(crate) async fn quote(api: &Api, args: &JobArgs, json: bool) -> anyhow::Result<u8> {
-    let (request, _) = describe(args)?;
+    let (request, _) = describe(args.into())?;
     let quote = api.post("/quote", &serde_json::to_value(request)?).await?;
     if json {
         outln!("{quote}");

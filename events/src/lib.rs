@@ -6,6 +6,7 @@
 
 pub mod actor;
 pub mod batch;
+pub mod batch_request;
 pub mod command;
 pub mod dataset;
 pub mod dead_letter;

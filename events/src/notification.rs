@@ -58,6 +58,8 @@ kinds! {
     JobFailed = "job.failed", "A job failed";
     /// A job was cancelled, and its bill is settled.
     JobCancelled = "job.cancelled", "A job was cancelled";
+    /// A batch opens no more tasks, and all its open tasks are settled.
+    BatchEnded = "batch.ended", "A batch ended";
     /// The balance fell below the limit that the account chose.
     BalanceLow = "balance.low", "The balance is low";
     /// A payout was paid.

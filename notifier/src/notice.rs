@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::kv;
 use gpubnb_events::{
-    AccountId, Actor, JobId, MachineId, Seq, Timestamp,
+    AccountId, Actor, BatchId, JobId, MachineId, Seq, Timestamp,
     event::{Check, Event},
     notification::{Delivery, Notification, NotificationKind, NotificationSettings},
 };
@@ -34,7 +34,11 @@ impl Notices {
         let made = match event {
             Event::Settled(e) => {
                 let settings = self.settings(e.consumer).await?;
-                let ended = self.job_ended(e.consumer, &settings, e.job, (seq, at)).await?;
+                // The end of a task is no news, but the end of its batch is.
+                let ended = match self.batch_of(e.job, seq).await? {
+                    Some(batch) => self.batch_ended(batch, (seq, at)).await?,
+                    None => self.job_ended(e.consumer, &settings, e.job, (seq, at)).await?,
+                };
                 let low = self.balance_of(e.consumer, settings, (seq, at)).await?;
                 // Earnings may end a low balance.
                 let earned = match e.provider.filter(|provider| *provider != e.consumer) {
@@ -44,6 +48,8 @@ impl Notices {
                 return Ok([ended, low, earned].into_iter().flatten().flat_map(deliveries).collect());
             }
             Event::JobSubmitted(e) => self.balance(e.account, seq, at).await?,
+            Event::BatchSubmitted(e) => self.balance(e.account, seq, at).await?,
+            Event::BatchClosed(e) => self.batch_ended(e.batch, (seq, at)).await?,
             Event::FundsDeposited(e) => self.balance(e.account, seq, at).await?,
             Event::PayoutRequested(e) => self.balance(e.account, seq, at).await?,
             Event::PayoutPaid(e) => {
@@ -63,6 +69,33 @@ impl Notices {
             _ => None,
         };
         Ok(made.into_iter().flat_map(deliveries).collect())
+    }
+
+    /// The batch of a job that is a task.
+    async fn batch_of(&self, job: JobId, seq: Seq) -> anyhow::Result<Option<BatchId>> {
+        if BatchId::of_task(job).is_none() {
+            return Ok(None);
+        }
+        Ok(self.queries.job(Actor::Platform, job, seq).await?.spec.task.map(|task| task.batch))
+    }
+
+    /// The notification that a batch ended, if it ended by the event with this sequence.
+    async fn batch_ended(&self, batch: BatchId, (seq, at): (Seq, Timestamp)) -> anyhow::Result<Option<Told>> {
+        let view = self.queries.batch(Actor::Platform, batch, seq).await?;
+        if !view.is_over() || view.seq != seq {
+            return Ok(None);
+        }
+        let (counts, cost) = (view.counts, view.cost);
+        let title = format!(
+            "Batch {}: {} of {} tasks completed, {} failed. It cost {cost}.",
+            name(&view.spec.name),
+            counts.completed,
+            view.tasks,
+            counts.failed
+        );
+        let data = json!({ "batch": batch, "name": view.spec.name, "counts": counts, "cost": cost });
+        let path = format!("/batches/{batch}");
+        self.wanted(view.account, NotificationKind::BatchEnded, (seq, at), title, path, data).await
     }
 
     async fn job_ended(

@@ -53,6 +53,13 @@ pub(crate) async fn announce_events(client: Client, queries: Queries, mut change
                 let machine = Aggregate::Machine(attempt.machine);
                 send_notice(&client, machine, last.seq, new_state(&queries, machine, &batch)).await;
             }
+            // An event of a task also changes the row of its batch.
+            if let NewState::Job(job) = &news
+                && let Some(task) = &job.job.spec.task
+                && changed.insert(Aggregate::Batch(task.batch))
+            {
+                send_notice(&client, Aggregate::Batch(task.batch), last.seq, NewState::Ask).await;
+            }
             send_notice(&client, aggregate, last.seq, news).await;
         }
     }
@@ -64,7 +71,7 @@ fn new_state(queries: &Queries, aggregate: Aggregate, batch: &[Recorded]) -> New
         Aggregate::Machine(id) => {
             queries.read.machine(id).map_or(NewState::Ask, |view| NewState::Machine(Box::new(view)))
         }
-        Aggregate::Account(_) => NewState::Ask,
+        Aggregate::Account(_) | Aggregate::Batch(_) => NewState::Ask,
         Aggregate::Job(id) => {
             let of_job = |r: &&Recorded| r.event().is_some_and(|e| affected_aggregates(e).contains(&aggregate));
             let trail: Vec<_> = batch.iter().filter(of_job).filter_map(TrailEvent::from_recorded).collect();

@@ -214,7 +214,8 @@ fn environment(spec: &JobSpec, params: &SandboxParams<'_>) -> Vec<String> {
         variables.extend(proxy_variables());
     }
     let of_task = spec.task.as_ref().map(Task::environment).unwrap_or_default();
-    let given = of_task.iter().chain(params.env).map(|(name, value)| (name.as_str(), value.clone()));
+    let of_task = of_task.iter().map(|(name, value)| (name.as_str(), value.clone()));
+    let given = of_task.chain(params.env.iter().map(|(name, value)| (name.as_str(), value.clone())));
     variables.into_iter().chain(given).map(|(name, value)| format!("{name}={value}")).collect()
 }
 

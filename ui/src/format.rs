@@ -105,6 +105,8 @@ pub(crate) fn statement_words(line: &StatementLine) -> String {
     match line.event.as_str() {
         "FundsDeposited" => "Funds added",
         "JobSubmitted" => "Set aside for a job",
+        "BatchSubmitted" => "Set aside for a batch",
+        "BatchClosed" => "Batch closed: the rest is freed",
         // The consumer's line frees what was set aside; the provider's line has only earnings.
         "HoldReleased" => "Set-aside money freed",
         "Settled" if line.held.0 != 0 && line.available.0 == -line.held.0 => "Job settled: nothing to pay",
@@ -176,8 +178,13 @@ pub(crate) fn machine_tone(state: &MachineState) -> &'static str {
 
 /// The colour class of a job's state.
 pub(crate) fn job_tone(row: &JobView) -> &'static str {
+    state_tone(&row.state)
+}
+
+/// The badge's tone of a state.
+pub(crate) fn state_tone(state: &JobState) -> &'static str {
     use JobState::{Accepted, Assigned, Cancelled, Collecting, Completed, Failed, Queued, Running};
-    match row.state {
+    match state {
         Completed => "good",
         Failed => "bad",
         Running | Collecting => "live",

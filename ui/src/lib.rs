@@ -9,6 +9,7 @@ mod ansi;
 mod api;
 mod app;
 mod assets;
+mod batches;
 mod chart;
 mod conditional;
 pub mod config;

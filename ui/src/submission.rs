@@ -8,6 +8,8 @@ use gpubnb_events::{
     spec::{DatasetMount, JobSpec},
 };
 
+use gpubnb_runtime::rpc::RpcError;
+
 use crate::{
     app::App,
     error::Problem,
@@ -33,18 +35,30 @@ impl Submission {
     pub(crate) async fn prepare(
         app: &App,
         account: AccountId,
-        mut request: JobRequest,
+        request: JobRequest,
         job: JobId,
     ) -> Result<Self, Problem> {
-        let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
-        let image = request.image.as_deref().filter(|_| request.template.is_none()).map(str::trim);
-        // A repeated submission is the same job, also if a tag or a name has moved, or the registry is away.
+        let has_image = request.image.is_some() && request.template.is_none();
         let earlier = match request.job {
-            Some(job) if image.is_some() || !request.datasets.is_empty() => {
+            Some(job) if has_image || !request.datasets.is_empty() => {
                 app.queries.job(Actor::Account(account), job, Seq::ZERO).await.ok().map(|known| known.spec)
             }
             _ => None,
         };
+        Self::prepare_with(app, account, request, job, earlier).await
+    }
+
+    /// Like [`Self::prepare`]. `earlier` is the job or batch that was submitted with the same id before: a repeated
+    /// submission is the same, also if a tag or a name has moved, or the registry is away.
+    pub(crate) async fn prepare_with(
+        app: &App,
+        account: AccountId,
+        mut request: JobRequest,
+        job: JobId,
+        earlier: Option<JobSpec>,
+    ) -> Result<Self, Problem> {
+        let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
+        let image = request.image.as_deref().filter(|_| request.template.is_none()).map(str::trim);
         let datasets =
             if let Some(earlier) = earlier.as_ref().and_then(|spec| datasets_of_earlier_job(spec, &request.datasets)) {
                 earlier
@@ -70,17 +84,30 @@ impl Submission {
 
     pub(crate) async fn submit(self, app: &App, actor: Actor) -> Result<Submitted, Problem> {
         let submitted = app.job_command("submit", actor, self.command.job, &self.command).await;
-        let submitted: Submitted =
-            submitted.map_err(|refused| explain_refusal(Problem::from(refused), self.unresolved))?;
-        if let (Actor::Account(account), false) = (actor, self.command.spec.datasets.is_empty()) {
-            app.datasets.note_submission(account, submitted.seq);
-        }
+        let submitted: Submitted = submitted.map_err(|refused| self.explain(refused))?;
+        self.note(app, actor, submitted.seq);
         Ok(submitted)
+    }
+
+    /// Remembers that a job with these datasets was submitted, so that they are not deleted at once.
+    pub(crate) fn note(&self, app: &App, actor: Actor, seq: Seq) {
+        if let (Actor::Account(account), false) = (actor, self.command.spec.datasets.is_empty()) {
+            app.datasets.note_submission(account, seq);
+        }
+    }
+
+    /// The problem of a refused command, with the reason why the image's tag has no digest.
+    pub(crate) fn explain(&self, refused: RpcError) -> Problem {
+        explain_refusal(Problem::from(refused), self.unresolved.clone())
+    }
+
+    pub(crate) fn command(&self) -> &SubmitJob {
+        &self.command
     }
 
     pub(crate) async fn quote(&self, app: &App, actor: Actor) -> Result<Quote, Problem> {
         let quoted = app.command("market", "quote", actor, &self.command).await;
-        quoted.map_err(|refused| explain_refusal(Problem::from(refused), self.unresolved.clone()))
+        quoted.map_err(|refused| self.explain(refused))
     }
 
     /// The image that the job runs.

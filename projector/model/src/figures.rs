@@ -1,7 +1,7 @@
 //! Figures of the whole market, for the first page of the site: for example, how many jobs wait. The lowest price is
 //! not folded here: the projector reads it from the model of machines when it answers a query.
 
-use gpubnb_events::{Event, MachineId, Millis, Recorded};
+use gpubnb_events::{BatchId, Event, MachineId, Millis, Recorded};
 use gpubnb_store::{StoreError, WriteBatch};
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ impl Projection for MarketFigures {
     }
 
     fn version(&self) -> u32 {
-        4
+        5
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, _: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -39,6 +39,7 @@ impl Projection for MarketFigures {
             }
             Event::MachineDelisted(e) => count_machine(rows, e.machine, CountedMachine::default()),
             Event::JobSubmitted(_)
+            | Event::TasksOpened(_)
             | Event::HoldReleased(_)
             | Event::JobAssigned(_)
             | Event::Declined(_)
@@ -57,8 +58,9 @@ fn count_job(f: &mut FiguresRow, event: &Event) {
     match event {
         Event::JobSubmitted(_) => f.queued += 1,
         // Two accounts submitted a job with the same id. The second submission made no job, and its hold is released
-        // (docs/adr/0003). So the number of waiting jobs goes down again.
-        Event::HoldReleased(_) => f.queued = f.queued.saturating_sub(1),
+        // (docs/adr/0003). So the number of waiting jobs goes down again. A batch has no waiting jobs yet.
+        Event::HoldReleased(e) if BatchId::of_task(e.job).is_some() => f.queued = f.queued.saturating_sub(1),
+        Event::TasksOpened(e) => f.queued += e.up_to.saturating_sub(e.first),
         Event::JobAssigned(_) => {
             f.queued = f.queued.saturating_sub(1);
             f.active += 1;

@@ -4,8 +4,8 @@
 //! its event `JobAssigned`. All reports of the attempt name the lease.
 
 use gpubnb_events::{
-    AccountId, Event, JobId, Lease, MachineId, Recorded, Timestamp,
-    event::{Fault, JobAssigned, JobSubmitted, Reason},
+    AccountId, BatchId, Event, JobId, Lease, MachineId, Recorded, Timestamp,
+    event::{BatchSubmitted, Fault, JobAssigned, JobSubmitted, Reason, TasksOpened},
     spec::{Artifact, LeftOut},
 };
 use gpubnb_query::view::{AttemptOutcome, JobState};
@@ -14,8 +14,8 @@ use gpubnb_store::{self, StoreError, Table, WriteBatch};
 use super::rows::{AttemptRow, JobRow};
 use super::{Projection, job_key, key};
 
-/// Rows: `j<job>` → [`JobRow`]. The lists of jobs are keys without a value: `a<account><job>`, `m<machine><job>` and,
-/// until the job is settled, `u<job>`.
+/// Rows: `j<job>` → [`JobRow`]; `b<batch>` → the event [`BatchSubmitted`], until the batch is closed. The lists of jobs are keys without a value: `a<account><job>` (without tasks of batches),
+/// `m<machine><job>` and, until the job is settled, `u<job>`.
 pub struct Jobs;
 
 const ROW_PREFIX: u8 = b'j';
@@ -203,26 +203,55 @@ impl JobRow {
     }
 }
 
+fn batch_key(batch: BatchId) -> Vec<u8> {
+    key(b'b', &[batch.as_bytes()])
+}
+
+fn add_job(rows: &mut WriteBatch<'_>, recorded: &Recorded, e: &JobSubmitted) {
+    let mut row = new_job(e, recorded.at);
+    row.seq = recorded.seq;
+    rows.put(&row_key(e.job), row);
+    rows.put_key(job_key(b'u', e.job));
+}
+
+/// Adds the tasks that were opened.
+fn open_tasks(rows: &mut WriteBatch<'_>, recorded: &Recorded, opened: &TasksOpened) -> Result<(), StoreError> {
+    let Some(batch) = rows.get::<BatchSubmitted>(&batch_key(opened.batch))? else { return Ok(()) };
+    for (number, job) in opened.tasks() {
+        let Some(spec) = batch.task_spec(number) else { continue };
+        let (placement, limits) = (batch.placement.clone(), batch.limits.clone());
+        let task = JobSubmitted { account: batch.account, job, spec, placement, limits, hold: batch.hold };
+        add_job(rows, recorded, &task);
+    }
+    Ok(())
+}
+
 impl Projection for Jobs {
     fn name(&self) -> &'static str {
         "jobs"
     }
 
     fn version(&self) -> u32 {
-        7
+        8
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
+        match event {
+            // Only the first submission with a batch's id counts.
+            Event::BatchSubmitted(e) if rows.get::<BatchSubmitted>(&batch_key(e.batch))?.is_none() => {
+                rows.put(&batch_key(e.batch), e.clone());
+            }
+            Event::TasksOpened(e) => open_tasks(rows, recorded, e)?,
+            Event::BatchClosed(e) => rows.remove(&batch_key(e.batch)),
+            _ => {}
+        }
         let Some(job) = event.job() else { return Ok(()) };
         let key_of_row = row_key(job);
         if let Event::JobSubmitted(e) = event {
             // Only the first submission with a job's id counts (docs/adr/0003).
             if rows.get::<JobRow>(&key_of_row)?.is_none() {
-                let mut row = new_job(e, recorded.at);
-                row.seq = recorded.seq;
-                rows.put(&key_of_row, row);
+                add_job(rows, recorded, e);
                 rows.put_key(key(b'a', &[e.account.as_bytes(), job.as_bytes()]));
-                rows.put_key(job_key(b'u', job));
             }
             return Ok(());
         }
@@ -241,7 +270,7 @@ mod tests {
     use gpubnb_events::{Seq, event::CancelRequested};
 
     use super::*;
-    use crate::testing::{COST, EARNED, FEE, HOLD, History, account, job, machine};
+    use crate::testing::{COST, EARNED, FEE, HOLD, History, account, batch, job, machine};
 
     fn row(table: &Table) -> JobRow {
         gpubnb_store::get(table, &row_key(job(1))).unwrap().unwrap()
@@ -268,6 +297,19 @@ mod tests {
             (listed(&table, account_jobs_prefix(account(2))), listed(&table, machine_jobs_prefix(machine(1)))),
             (0, 0)
         );
+    }
+
+    #[test]
+    fn a_task_is_a_job_when_it_is_opened_and_is_not_in_the_list_of_its_account() {
+        let mut history = History::default();
+        history.batch_submitted(account(1), batch(1), 3);
+        let seq = history.tasks_opened(batch(1), 0, 2);
+        let table = history.fold(&Jobs);
+        assert_eq!((listed(&table, [ROW_PREFIX]), listed(&table, UNSETTLED_PREFIX)), (2, 2));
+        assert_eq!(listed(&table, account_jobs_prefix(account(1))), 0);
+        let task: JobRow = gpubnb_store::get(&table, &row_key(batch(1).task(1).unwrap())).unwrap().unwrap();
+        let of = task.spec.task.unwrap();
+        assert_eq!((task.seq, task.hold, of.batch, of.index, of.tasks), (seq, HOLD, batch(1), 1, 3));
     }
 
     #[test]

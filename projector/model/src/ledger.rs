@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, Event, JobId, Lease, MicroUsd, Millis, Recorded, Seq,
+    AccountId, BatchId, Event, JobId, Lease, MicroUsd, Millis, Recorded, Seq,
     event::Settled,
     ledger::{LedgerAccount, Posting, postings},
     spec::Terms,
@@ -73,7 +73,7 @@ impl Projection for Ledger {
     }
 
     fn version(&self) -> u32 {
-        5
+        6
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -133,6 +133,15 @@ struct BalanceChange {
     payable: MicroUsd,
 }
 
+/// The batch that an event with postings is about; `None` for the settlement of a task, which names its job.
+fn batch_of(event: &Event) -> Option<BatchId> {
+    match event {
+        Event::BatchSubmitted(e) => Some(e.batch),
+        Event::BatchClosed(e) => Some(e.batch),
+        _ => None,
+    }
+}
+
 /// Applies an event's postings to balances, statements and totals.
 fn post(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event, postings: &[Posting]) -> Result<(), StoreError> {
     if postings.is_empty() {
@@ -170,6 +179,7 @@ fn post(rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event, postings:
             at: recorded.at,
             event: event.name().to_owned(),
             job: event.job(),
+            batch: batch_of(event),
             available: change.available,
             held: change.held,
             balance: available,

@@ -8,6 +8,7 @@
 #![deny(clippy::float_arithmetic)]
 
 pub mod balances;
+pub mod batches;
 pub mod figures;
 pub mod jobs;
 pub mod ledger;
@@ -22,7 +23,7 @@ pub mod testing;
 pub mod timeline;
 
 use gpubnb_events::{AccountId, Aggregate, Event, JobId, MachineId, Recorded};
-use gpubnb_query::view::{Balance, JobView, ListedMachine};
+use gpubnb_query::view::{Balance, BatchView, JobView, ListedMachine};
 use gpubnb_store::{StoreError, Table, WriteBatch};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -55,16 +56,18 @@ pub fn all() -> Vec<Box<dyn Projection>> {
         Box::new(figures::MarketFigures),
         Box::new(market_history::MarketHistory),
         Box::new(template_runs::TemplateRuns),
+        Box::new(batches::Batches),
         Box::new(merkle::Merkle),
     ]
 }
 
-/// The model that has the row of a job, machine or account, and the key of that row.
+/// The model that has the row of a job, machine, account or batch, and the key of that row.
 pub fn model_of_aggregate(aggregate: Aggregate) -> (Box<dyn Projection>, Vec<u8>) {
     match aggregate {
         Aggregate::Job(id) => (Box::new(jobs::Jobs), jobs::row_key(id)),
         Aggregate::Machine(id) => (Box::new(machines::Machines), machines::row_key(id)),
         Aggregate::Account(id) => (Box::new(ledger::Ledger), ledger::balance_key(id)),
+        Aggregate::Batch(id) => (Box::new(batches::Batches), batches::row_key(id)),
     }
 }
 
@@ -84,6 +87,10 @@ pub fn view_of_row(table: &Table, aggregate: Aggregate) -> Result<Option<serde_j
         Aggregate::Job(_) => view::<rows::JobRow, JobView>(table, &key),
         Aggregate::Machine(_) => view::<rows::MachineRow, ListedMachine>(table, &key),
         Aggregate::Account(_) => view::<rows::BalanceRow, Balance>(table, &key),
+        Aggregate::Batch(id) => {
+            let view = batches::get(table, id)?.map(|batch| serde_json::to_value(BatchView::from(batch)));
+            view.transpose().map_err(|e| StoreError::corrupt(&key, e))
+        }
     }
 }
 
@@ -93,6 +100,10 @@ pub fn affected_aggregates(event: &Event) -> Vec<Aggregate> {
     let mut affected = vec![event.aggregate()];
     match event {
         Event::JobSubmitted(e) => affected.push(Aggregate::Job(e.job)),
+        Event::BatchSubmitted(e) => affected.push(Aggregate::Batch(e.batch)),
+        // The trail of a task begins with this event.
+        Event::TasksOpened(e) => affected.extend(e.tasks().map(|(_, job)| Aggregate::Job(job))),
+        Event::BatchClosed(e) => affected.push(Aggregate::Account(e.account)),
         Event::JobAssigned(e) => affected.push(Aggregate::Machine(e.machine)),
         Event::Declined(e) => affected.push(Aggregate::Machine(e.machine)),
         Event::Requeued(e) => affected.push(Aggregate::Machine(e.excluded)),

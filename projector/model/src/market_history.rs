@@ -164,11 +164,16 @@ impl Projection for MarketHistory {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {
         count_in_day(rows, recorded, event)?;
+        if let Event::TasksOpened(e) = event {
+            let times = JobTimes { submitted_at: recorded.at, machine: None, was_assigned: false, ended_at: None };
+            e.tasks().for_each(|(_, job)| rows.put(&job_key(b'j', job), times.clone()));
+            return change_day(rows, recorded, |day| day.submitted += e.up_to.saturating_sub(e.first));
+        }
         if let Some(job) = event.job() {
             return apply_to_job(rows, recorded, job, event);
         }

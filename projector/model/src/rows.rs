@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use gpubnb_events::{
-    AccountId, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
+    AccountId, BatchId, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Seq, Timestamp,
     event::{Check, Fault, Reason, Settled},
     signed_log::SignedLog,
     spec::{
@@ -117,6 +117,8 @@ pub struct StatementRow {
     pub at: Timestamp,
     pub event: String,
     pub job: Option<JobId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchId>,
     pub available: MicroUsd,
     pub held: MicroUsd,
     pub balance: MicroUsd,
@@ -363,8 +365,8 @@ impl From<FaultRow> for LastFault {
 
 impl From<StatementRow> for StatementLine {
     fn from(row: StatementRow) -> Self {
-        let StatementRow { seq, at, event, job, available, held, balance } = row;
-        Self { seq, at, event, job, available, held, balance }
+        let StatementRow { seq, at, event, job, batch, available, held, balance } = row;
+        Self { seq, at, event, job, batch, available, held, balance }
     }
 }
 

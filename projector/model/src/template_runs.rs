@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Projection, job_key, key};
 
-/// Rows: `j<job>` → [`OpenRun`], until the job is settled; `t<template>` → [`NewestRuns`].
+/// Rows: `j<job>` → [`OpenRun`], until the job is settled or the batch with these bytes as its id is closed; `t<template>` → [`NewestRuns`].
 pub struct TemplateRuns;
 
 /// The number of runs that the medians are of: enough to be steady, and few enough to follow a new price.
@@ -76,7 +76,7 @@ impl Projection for TemplateRuns {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, _: &Recorded, event: &Event) -> Result<(), StoreError> {
@@ -87,6 +87,22 @@ impl Projection for TemplateRuns {
                 if rows.get::<OpenRun>(&open_key(e.job))?.is_none() {
                     rows.put(&open_key(e.job), OpenRun { template: e.spec.template.clone(), is_completed: false });
                 }
+                Ok(())
+            }
+            Event::BatchSubmitted(e) => {
+                let run = OpenRun { template: e.spec.template.clone(), is_completed: false };
+                if rows.get::<OpenRun>(&open_key(e.batch.as_job()))?.is_none() {
+                    rows.put(&open_key(e.batch.as_job()), run);
+                }
+                Ok(())
+            }
+            Event::TasksOpened(e) => {
+                let Some(run) = rows.get::<OpenRun>(&open_key(e.batch.as_job()))? else { return Ok(()) };
+                e.tasks().for_each(|(_, job)| rows.put(&open_key(job), run.clone()));
+                Ok(())
+            }
+            Event::BatchClosed(e) => {
+                rows.remove(&open_key(e.batch.as_job()));
                 Ok(())
             }
             Event::Completed(e) => rows.update::<OpenRun>(&open_key(e.job), |run| run.is_completed = true),

@@ -8,10 +8,11 @@
 use std::{fmt, str::FromStr};
 
 use gpubnb_events::{
-    AccountId, Actor, CommandId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seq, Timestamp,
+    AccountId, Actor, BatchId, CommandId, Event, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seq, Timestamp,
+    batch::TaskList,
     event::{
-        Accepted, Cancelled, Check, Completed, Declined, Failed, FundsDeposited, JobAssigned, JobSubmitted,
-        MachineListed, MachineTested, Reason, Requeued, Settled, Started,
+        Accepted, BatchSubmitted, Cancelled, Check, Completed, Declined, Failed, FundsDeposited, JobAssigned,
+        JobSubmitted, MachineListed, MachineTested, Reason, Requeued, Settled, Started, TasksOpened,
     },
     ledger::{LedgerAccount, Posting},
     message::{Envelope, EventId, Quarantined},
@@ -57,6 +58,11 @@ pub fn machine(number: u16) -> MachineId {
 /// The job id with this number.
 pub fn job(number: u16) -> JobId {
     id('d', number)
+}
+
+/// The batch id with this number.
+pub fn batch(number: u16) -> BatchId {
+    format!("01900000-0000-7000-8000-bbb{number:04x}00000").parse().unwrap()
 }
 
 /// The fixture of an event type, for example `events/fixtures/Started.v1.json` for `Started`.
@@ -159,6 +165,17 @@ impl History {
         let mut event = JobSubmitted { account, job, hold: HOLD, ..fixture!(JobSubmitted) };
         change(&mut event);
         self.record(event)
+    }
+
+    /// An account submits a batch of tasks that differ only in their index. [`HOLD`] is held for each.
+    pub fn batch_submitted(&mut self, account: AccountId, batch: BatchId, count: u32) -> Seq {
+        let tasks = TaskList { count, indices: Vec::new(), names: Vec::new(), rows: Vec::new() };
+        self.record(BatchSubmitted { account, batch, hold: HOLD, tasks, ..fixture!(BatchSubmitted) })
+    }
+
+    /// The market opens tasks of a batch.
+    pub fn tasks_opened(&mut self, batch: BatchId, first: u32, up_to: u32) -> Seq {
+        self.record(TasksOpened { batch, first, up_to, ..fixture!(TasksOpened) })
     }
 
     /// A machine is listed, with one GPU and one slot.

@@ -18,6 +18,7 @@ fn key_part(aggregate: Aggregate) -> [u8; 17] {
         Aggregate::Account(id) => (b'a', *id.as_bytes()),
         Aggregate::Machine(id) => (b'm', *id.as_bytes()),
         Aggregate::Job(id) => (b'j', *id.as_bytes()),
+        Aggregate::Batch(id) => (b'b', *id.as_bytes()),
     };
     let mut part = [kind; 17];
     part[1..].copy_from_slice(&id);
@@ -64,7 +65,7 @@ impl Projection for Timeline {
     }
 
     fn version(&self) -> u32 {
-        3
+        4
     }
 
     fn apply(&self, rows: &mut WriteBatch<'_>, recorded: &Recorded, event: &Event) -> Result<(), StoreError> {

@@ -319,6 +319,8 @@ pub enum ShowKind {
     Machine,
     /// An account.
     Account,
+    /// A batch.
+    Batch,
     /// The whole market: figures, ledger and machines.
     Market,
 }
@@ -329,7 +331,7 @@ pub struct ShowArgs {
     /// The kind of the thing.
     pub kind: ShowKind,
     /// The id of the thing; the market has none.
-    #[arg(required_if_eq_any([("kind", "job"), ("kind", "machine"), ("kind", "account")]))]
+    #[arg(required_if_eq_any([("kind", "job"), ("kind", "machine"), ("kind", "account"), ("kind", "batch")]))]
     pub id: Option<String>,
     /// Prints one JSON object, for programs.
     #[arg(long)]

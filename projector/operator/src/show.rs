@@ -97,6 +97,7 @@ fn target(args: &ShowArgs) -> anyhow::Result<Option<Aggregate>> {
         ShowKind::Job => Some(Aggregate::Job(id.parse().with_context(not_an_id)?)),
         ShowKind::Machine => Some(Aggregate::Machine(id.parse().with_context(not_an_id)?)),
         ShowKind::Account => Some(Aggregate::Account(id.parse().with_context(not_an_id)?)),
+        ShowKind::Batch => Some(Aggregate::Batch(id.parse().with_context(not_an_id)?)),
         ShowKind::Market => None,
     })
 }
@@ -119,6 +120,7 @@ async fn fetch_aggregate(queries: &QueryClient, aggregate: Aggregate, seq: Seq) 
         Aggregate::Job(id) => TrailOf::Job(id),
         Aggregate::Machine(id) => TrailOf::Machine(id),
         Aggregate::Account(id) => TrailOf::Account(id),
+        Aggregate::Batch(id) => TrailOf::Batch(id),
     };
     let past = queries.past_row(OPERATOR, trail_of, LogPoint::Seq(seq)).await?;
     anyhow::ensure!(past.seq >= seq, "the projector is at {} and not yet at {seq}: wait, or use --from-log", past.seq);

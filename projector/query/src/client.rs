@@ -2,19 +2,19 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use gpubnb_events::{AccountId, Actor, JobId, MachineId, ProjectorId, Seq, event::Check, subject};
+use gpubnb_events::{AccountId, Actor, BatchId, JobId, MachineId, ProjectorId, Seq, event::Check, subject};
 use gpubnb_proof::Proof;
 use gpubnb_runtime::rpc::{Caller, RpcError};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     request::{
-        DaysOf, DaysQuery, EventsQuery, JobsQuery, Lag, LogPoint, MACHINES_PER_ANSWER, MachinesOfQuery,
-        ModelHistoryQuery, QueryRequest, ReadingsQuery, StatementQuery, TrailOf, TrailQuery,
+        BatchesQuery, DaysOf, DaysQuery, EventsQuery, JobsQuery, Lag, LogPoint, MACHINES_PER_ANSWER, MachinesOfQuery,
+        ModelHistoryQuery, QueryRequest, ReadingsQuery, StatementQuery, TasksQuery, TrailOf, TrailQuery,
     },
     view::{
-        AttemptOutcome, Balance, Day, Figures, JobView, MachineView, MarketDay, ModelHistory, ModelSummary, Page,
-        Reading, Receipt, StatementLine, TrailEvent, TypicalRun,
+        AttemptOutcome, Balance, BatchView, Day, Figures, JobState, JobView, MachineView, MarketDay, ModelHistory,
+        ModelSummary, Page, Reading, Receipt, StatementLine, TaskView, TrailEvent, TypicalRun,
         ops::{Accounts, PastRow, Platform, StuckJob, TimeTravel},
     },
 };
@@ -209,6 +209,26 @@ impl QueryClient {
     /// One job.
     pub async fn job(&self, actor: Actor, job: JobId, min_seq: Seq) -> Result<JobView, RpcError> {
         self.ask("job", actor, min_seq, job).await
+    }
+
+    /// Batches of an account, newest first.
+    pub async fn batches(&self, actor: Actor, query: BatchesQuery, min_seq: Seq) -> Result<Page<BatchView>, RpcError> {
+        self.ask("batches", actor, min_seq, query).await
+    }
+
+    /// One batch.
+    pub async fn batch(&self, actor: Actor, batch: BatchId, min_seq: Seq) -> Result<BatchView, RpcError> {
+        self.ask("batch", actor, min_seq, batch).await
+    }
+
+    /// The states of all tasks of a batch, in the order of their numbers.
+    pub async fn task_states(&self, actor: Actor, batch: BatchId, min_seq: Seq) -> Result<Vec<JobState>, RpcError> {
+        self.ask("task_states", actor, min_seq, batch).await
+    }
+
+    /// Tasks of a batch.
+    pub async fn tasks(&self, actor: Actor, query: TasksQuery, min_seq: Seq) -> Result<Page<TaskView>, RpcError> {
+        self.ask("tasks", actor, min_seq, query).await
     }
 
     /// A part of the trail (all events) of a job, machine or account, oldest first.

@@ -1,6 +1,6 @@
 //! The requests to a projector, and the limits on each answer. Each request is the body of one query, `query.<name>`.
 
-use gpubnb_events::{AccountId, Aggregate, JobId, MachineId, Seq, Timestamp};
+use gpubnb_events::{AccountId, Aggregate, BatchId, JobId, MachineId, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::view::JobState;
@@ -35,7 +35,45 @@ pub struct JobsQuery {
     pub limit: Option<u32>,
 }
 
-/// The job, machine or account of a trail. A *trail* is the list of all events that affect one of them.
+/// Asks for batches of an account, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchesQuery {
+    /// The account.
+    pub account: AccountId,
+    /// The field `next` of the previous page; `None` for the first page.
+    pub cursor: Option<String>,
+    /// The number of batches in the answer, at most 50.
+    pub limit: u32,
+}
+
+/// The order of a list of tasks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskOrder {
+    /// By number.
+    #[default]
+    Number,
+    /// The failed tasks first, then those that have not ended, then the others. Each by number.
+    WorstFirst,
+}
+
+/// Asks for tasks of a batch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TasksQuery {
+    /// The batch.
+    pub batch: BatchId,
+    /// The tasks in this state.
+    pub state: Option<JobState>,
+    /// The order.
+    #[serde(default)]
+    pub order: TaskOrder,
+    /// The number of tasks to skip.
+    pub skip: u32,
+    /// The number of tasks in the answer, at most 200.
+    pub limit: u32,
+}
+
+/// The job, machine, account or batch of a trail. A *trail* is the list of all events that affect one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrailOf {
@@ -45,6 +83,8 @@ pub enum TrailOf {
     Machine(MachineId),
     /// An account.
     Account(AccountId),
+    /// A batch.
+    Batch(BatchId),
 }
 
 impl From<TrailOf> for Aggregate {
@@ -53,6 +93,7 @@ impl From<TrailOf> for Aggregate {
             TrailOf::Job(id) => Self::Job(id),
             TrailOf::Machine(id) => Self::Machine(id),
             TrailOf::Account(id) => Self::Account(id),
+            TrailOf::Batch(id) => Self::Batch(id),
         }
     }
 }

@@ -90,6 +90,10 @@ pub(crate) async fn serve(server: &Server, q: &Queries) -> Result<(), async_nats
     endpoint(server, q, "machine", |q, _, id| async move { q.read.machine(id) }).await?;
     endpoint(server, q, "jobs", |q, actor, query| async move { q.read.jobs(actor, query) }).await?;
     endpoint(server, q, "job", |q, actor, id| async move { q.read.job(actor, id) }).await?;
+    endpoint(server, q, "batches", |q, actor, query| async move { q.read.batches(actor, &query) }).await?;
+    endpoint(server, q, "batch", |q, actor, id| async move { q.read.batch(actor, id) }).await?;
+    endpoint(server, q, "task_states", |q, actor, id| async move { q.read.task_states(actor, id) }).await?;
+    endpoint(server, q, "tasks", |q, actor, query| async move { q.read.tasks(actor, &query) }).await?;
     endpoint(server, q, "receipt", |q, actor, id| async move { q.read.receipt(actor, id) }).await?;
     endpoint(server, q, "balance", |q, actor, id| async move { q.read.balance(actor, id) }).await?;
     endpoint(server, q, "statement", |q, actor, query| async move { q.read.statement(actor, &query) }).await?;

@@ -5,8 +5,8 @@
 
 use gpubnb_events::template;
 use gpubnb_events::{
-    AccountId, Actor, BatchId, CommandId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Recorded, Seconds, Seq,
-    Timestamp,
+    AccountId, Actor, BatchId, CommandId, Event, HourlyRate, JobId, Lease, MachineId, MicroUsd, Millis, Recorded,
+    Seconds, Seq, Timestamp,
     batch::TaskList,
     command::{Accept, Deposit, Exit, Outcome, RecordTest, Report, Start, SubmitBatch, SubmitJob},
     event::Check,

@@ -1,6 +1,11 @@
 //! Commands that come through the web server, in the name of a signed-in account or of an operator.
 
-use gpubnb_domain::{Command, DomainError, account::Account, job::Phase, placement};
+use gpubnb_domain::{
+    Command, DomainError,
+    account::Account,
+    job::{Job, Phase},
+    placement,
+};
 use gpubnb_events::{
     Actor, Chain, Seq,
     command::{

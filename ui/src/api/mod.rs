@@ -3,6 +3,7 @@
 //! Belongs here: handlers that read and answer JSON. Must not come here: HTML, which belongs to `page`.
 
 pub(crate) mod account;
+pub(crate) mod batches;
 pub(crate) mod datasets;
 pub(crate) mod jobs;
 pub(crate) mod machines;

@@ -7,6 +7,7 @@
 
 pub(crate) mod account;
 pub(crate) mod add_machine;
+pub(crate) mod batches;
 pub(crate) mod close_account;
 pub(crate) mod compare;
 pub(crate) mod console;

@@ -201,7 +201,7 @@ pub(crate) async fn live(
         // A machine that is not in the cache may be the viewer's.
         Aggregate::Machine(id) => cached_machines.machine(id).is_none_or(|m| m.listed.owner == signed_in.account),
         Aggregate::Account(id) => id == signed_in.account,
-        Aggregate::Job(_) => false,
+        Aggregate::Job(_) | Aggregate::Batch(_) => false,
     };
     let min_seq = min_seq.seq();
     parts::stream(changes, Duration::from_millis(500), is_relevant, move |seq| {

@@ -23,4 +23,5 @@ pub(crate) use self::{
     store::has_money,
     store_use::{StoreUse, store_uses},
     tar::get as get_tar,
+    tar::get_of_batch as get_tar_of_batch,
 };

@@ -1,6 +1,6 @@
-//! A tar archive of all output files of a job. The archive is streamed while the files are read, and it is not stored.
+//! A tar archive of all output files of a job or of a batch. The archive is streamed while the files are read, and it is not stored.
 
-use std::io;
+use std::{io, pin::Pin};
 
 use axum::{
     body::Body,
@@ -9,7 +9,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use gpubnb_events::{JobId, Seq};
+use futures_util::Stream;
+use gpubnb_events::{BatchId, JobId, Seq};
+use gpubnb_query::{
+    request::{TaskOrder, TasksQuery},
+    view::JobView,
+};
 use tokio::io::AsyncReadExt as _;
 
 use super::{deliver::StoredFile, download::manifest_entry, store::artifact_name};
@@ -17,6 +22,10 @@ use crate::{access::SignedIn, app::App, error::ApiError, extract::Path};
 
 /// The block size of the tar format, in bytes. Headers and contents are padded to a multiple of the block size.
 const BLOCK: u64 = 512;
+/// Two empty blocks mark the end of an archive.
+const END: &[u8] = &[0; 1_024];
+/// The number of tasks that are read with one query.
+const TASKS_PER_QUERY: u32 = 200;
 /// The number of bytes in one read.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -27,17 +36,64 @@ pub(crate) async fn get(
     Path(job): Path<JobId>,
 ) -> Result<Response, ApiError> {
     let row = app.queries.job(signed_in.actor(), job, Seq::ZERO).await?;
-    let disposition = format!("attachment; filename=\"{job}.tar\"");
     let archive = async_stream::try_stream! {
+        for await piece in files_of(&app, &row, "") {
+            yield piece?;
+        }
+        yield Bytes::from_static(END);
+    };
+    Ok(respond(&job.to_string(), archive))
+}
+
+/// `GET /api/v1/batches/{batch}/artifacts.tar`: downloads all output files of all tasks, in a directory for each index.
+pub(crate) async fn get_of_batch(
+    State(app): State<App>,
+    signed_in: SignedIn,
+    Path(batch): Path<BatchId>,
+) -> Result<Response, ApiError> {
+    let view = app.queries.batch(signed_in.actor(), batch, Seq::ZERO).await?;
+    let archive = async_stream::try_stream! {
+        let mut next = Some(0);
+        while let Some(skip) = next {
+            let query = TasksQuery { batch, state: None, order: TaskOrder::Number, skip, limit: TASKS_PER_QUERY };
+            let page = app.queries.tasks(signed_in.actor(), query, view.seq).await.map_err(io::Error::other)?;
+            next = page.next.and_then(|next| next.parse().ok());
+            for task in page.rows.into_iter().filter(|task| task.ended_at.is_some()) {
+                let row = app.queries.job(signed_in.actor(), task.job, Seq::ZERO).await.map_err(io::Error::other)?;
+                let directory = format!("{}/", task.index);
+                for await piece in files_of(&app, &row, &directory) {
+                    yield piece?;
+                }
+            }
+        }
+        yield Bytes::from_static(END);
+    };
+    Ok(respond(&format!("batch-{}", batch.short()), archive))
+}
+
+fn respond(name: &str, archive: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Response {
+    let disposition = format!("attachment; filename=\"{name}.tar\"");
+    let archive: Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>> = Box::pin(archive);
+    let headers = [(header::CONTENT_TYPE, "application/x-tar".to_owned()), (header::CONTENT_DISPOSITION, disposition)];
+    (headers, Body::from_stream(archive)).into_response()
+}
+
+/// The output files of a job as pieces of an archive, below a directory.
+fn files_of<'a>(
+    app: &'a App,
+    row: &'a JobView,
+    directory: &'a str,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'a {
+    async_stream::try_stream! {
         for artifact in &row.outputs {
             let failure = |what: &str| io::Error::other(format!("{}: {what}", artifact.path));
-            let (_, lease) = manifest_entry(&row, &artifact.path).map_err(|p| failure(&p.detail))?;
-            let stored = StoredFile::open(&app.artifacts, &artifact_name(job, lease, &artifact.path)).await;
+            let (_, lease) = manifest_entry(row, &artifact.path).map_err(|p| failure(&p.detail))?;
+            let stored = StoredFile::open(&app.artifacts, &artifact_name(row.job, lease, &artifact.path)).await;
             let stored = stored.map_err(|p| failure(&p.detail))?;
             if (stored.bytes, &stored.sha256) != (artifact.bytes, &artifact.sha256) {
                 Err(failure("the stored file differs from the listed file"))?;
             }
-            yield Bytes::from(header_of(&artifact.path, artifact.bytes)?);
+            yield Bytes::from(header_of(&format!("{directory}{}", artifact.path), artifact.bytes)?);
             let mut content = stored.read(0, artifact.bytes);
             let mut left = artifact.bytes;
             while left > 0 {
@@ -53,12 +109,7 @@ pub(crate) async fn get(
             let padding = usize::try_from(artifact.bytes.next_multiple_of(BLOCK) - artifact.bytes).unwrap_or(0);
             yield Bytes::from(vec![0; padding]);
         }
-        // Two empty blocks mark the end of the archive.
-        yield Bytes::from(vec![0; 1_024]);
-    };
-    let archive: std::pin::Pin<Box<dyn futures_util::Stream<Item = io::Result<Bytes>> + Send>> = Box::pin(archive);
-    let headers = [(header::CONTENT_TYPE, "application/x-tar".to_owned()), (header::CONTENT_DISPOSITION, disposition)];
-    Ok((headers, Body::from_stream(archive)).into_response())
+    }
 }
 
 /// The header of a file, with its name and its size. The name may have any length.

@@ -1,5 +1,6 @@
 //! The answers to queries. Each file has the answers about one topic.
 
+mod batch;
 mod event;
 mod job;
 mod machine;
@@ -9,4 +10,4 @@ mod notice;
 pub mod ops;
 mod page;
 
-pub use self::{event::*, job::*, machine::*, market::*, money::*, notice::*, page::*};
+pub use self::{batch::*, event::*, job::*, machine::*, market::*, money::*, notice::*, page::*};

@@ -1,6 +1,6 @@
 //! Money: balances, statements, sums by day, and receipts.
 
-use gpubnb_events::{JobId, MicroUsd, Millis, Seq, Timestamp, event::Settled, spec::Terms};
+use gpubnb_events::{BatchId, JobId, MicroUsd, Millis, Seq, Timestamp, event::Settled, spec::Terms};
 use serde::{Deserialize, Serialize};
 
 /// One line of an account's statement.
@@ -14,6 +14,9 @@ pub struct StatementLine {
     pub event: String,
     /// The job that the event is about.
     pub job: Option<JobId>,
+    /// The batch that the event is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchId>,
     /// The change of the available amount.
     pub available: MicroUsd,
     /// The change of the held amount.

@@ -1,6 +1,7 @@
 //! The queries that are answered from rows only, without the log and the broker. `access.rs` decides which rows an
 //! actor may see.
 
+mod batches;
 mod jobs;
 mod ledger;
 mod machines;

@@ -67,6 +67,7 @@ impl ReadModels {
             TrailOf::Account(id) if may_see(actor, id) => Aggregate::Account(id),
             TrailOf::Account(_) => return Err(not_found("account")),
             TrailOf::Machine(id) => Aggregate::Machine(id),
+            TrailOf::Batch(id) => Aggregate::Batch(self.batch(actor, id)?.batch),
         };
         // Only the machine's owner may see the events of jobs in a machine's trail. Strangers see the machine's own
         // events.
@@ -98,6 +99,7 @@ impl ReadModels {
         let about = |of: &Aggregate| match of {
             Aggregate::Account(id) => may_see(actor, *id),
             Aggregate::Job(id) => self.job(actor, *id).is_ok(),
+            Aggregate::Batch(id) => self.batch(actor, *id).is_ok(),
             Aggregate::Machine(_) => false,
         };
         // Everybody may see the own events of a machine.
