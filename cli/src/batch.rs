@@ -252,19 +252,19 @@ async fn follow(api: &Api, id: &str, json: bool, mut stop: Option<&mut StopSigna
             printed = line;
         }
         looks = looks.wrapping_add(1);
-        match &mut stop {
-            Some(signal) => tokio::select! {
-                () = tokio::time::sleep(PERIOD) => {}
-                () = signal.received() => {
-                    api.post(&format!("/batches/{id}/cancel"), &json!({})).await?;
-                    errln!("Cancelling the rest. Ctrl-C again leaves at once.");
-                    stop = None;
-                }
-            },
-            None => tokio::select! {
-                () = tokio::time::sleep(PERIOD) => {}
-                _ = tokio::signal::ctrl_c() => bail!("left; the batch is being cancelled: gpubnb batch show {id}"),
-            },
+        let Some(signal) = &mut stop else {
+            tokio::select! {
+                () = tokio::time::sleep(PERIOD) => continue,
+                _ = tokio::signal::ctrl_c() => bail!("left; gpubnb batch show {id} tells how the batch goes on"),
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            () = signal.received() => {
+                api.post(&format!("/batches/{id}/cancel"), &json!({})).await?;
+                errln!("Cancelling the rest. Ctrl-C again leaves at once.");
+                stop = None;
+            }
         }
     }
 }

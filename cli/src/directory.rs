@@ -62,10 +62,9 @@ impl Directory {
             ensure!(full.is_file(), "{} is not a file", path.display());
             whole.push(full);
         }
-        let mut root = whole.first().and_then(|path| path.parent()).context("there are no files")?.to_owned();
-        while !whole.iter().all(|path| path.starts_with(&root)) {
-            root = root.parent().context("the files are in no directory")?.to_owned();
-        }
+        let first = whole.first().context("there are no files")?;
+        let holds_all = |directory: &&Path| whole.iter().all(|path| path.starts_with(directory));
+        let root = first.ancestors().skip(1).find(holds_all).context("the files are in no directory")?.to_owned();
         let mut files = BTreeMap::new();
         for full in whole {
             let path = full.strip_prefix(&root)?.to_str();

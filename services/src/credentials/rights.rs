@@ -243,7 +243,7 @@ fn notifier_rights() -> Vec<String> {
 
 fn web_server_rights() -> Vec<String> {
     let mut subjects: Vec<_> =
-        ["account", "job", "market", "enrollment"].iter().map(|area| subject::command(area, "*")).collect();
+        ["account", "job", "batch", "market", "enrollment"].iter().map(|area| subject::command(area, "*")).collect();
     subjects.push(subject::query("*"));
     subjects.extend([CREDENTIALS, SESSIONS, UPLOADS, DATASETS].into_iter().flat_map(bucket_rights));
     subjects.extend([ARTIFACTS, INPUTS].into_iter().flat_map(object_store_rights));

@@ -111,3 +111,19 @@ pub(crate) fn use_directory() -> bool {
         false
     })
 }
+
+/// A task of a batch. The value is a file to copy, or a word; the task fails for the word `fail`.
+pub(crate) fn be_task(value: &str) -> bool {
+    let variable = |name: &str| env::var(name).unwrap_or_else(|_| "none".to_owned());
+    let content = fs::read_to_string(value).unwrap_or_else(|_| value.to_owned());
+    let [index, tasks, secret] = ["GPUBNB_TASK_INDEX", "GPUBNB_TASK_COUNT", "TOKEN"].map(variable);
+    let mut parameters: Vec<String> = env::vars()
+        .filter(|(name, _)| name.starts_with("GPUBNB_PARAM_"))
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    parameters.sort();
+    println!("::metric score={index}");
+    let result = format!("{index} of {tasks}: {content} [{}] {secret}", parameters.join(" "));
+    let written = fs::write("/output/result.txt", result);
+    written.is_ok() && value != "fail"
+}

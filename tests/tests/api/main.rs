@@ -4,6 +4,7 @@
 
 mod access;
 mod attacks;
+mod batches;
 mod client;
 mod credentials;
 mod deputy;

@@ -5,14 +5,11 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
 };
 
 use gpubnb_events::dataset::{DatasetFile, DatasetManifest};
 use gpubnb_tests::{
     jobs::wait_until_running,
-    market::Market,
-    programs::binary,
     shared::{Plan, SharedMarket},
     system::MarketSettings,
 };
@@ -20,7 +17,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::ordinary::succeeds_as_stranger;
+use crate::{ordinary::succeeds_as_stranger, person::Person};
 
 static MARKET: SharedMarket = SharedMarket::new(|| {
     let services = ["--approve-image", "gpubnb/hostile:1"].map(str::to_owned).into();
@@ -29,62 +26,6 @@ static MARKET: SharedMarket = SharedMarket::new(|| {
 });
 
 const IMAGE: &str = "gpubnb/hostile:1";
-
-/// A person at a terminal.
-struct Person {
-    home: PathBuf,
-    url: String,
-    token: String,
-}
-
-impl Person {
-    async fn new(market: &Market, name: &str) -> Self {
-        let home = market.path().join(name);
-        fs::create_dir_all(&home).unwrap();
-        let token = market.consumer.new_token(&["jobs:read", "jobs:write"]).await.unwrap();
-        Self { home, url: market.url(), token }
-    }
-
-    fn write(&self, path: &str, text: impl AsRef<[u8]>) {
-        let path = self.home.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("gpubnb").unwrap());
-        command.args(arguments).current_dir(&self.home).env("XDG_CONFIG_HOME", self.home.join("config"));
-        command.env("GPUBNB_URL", &self.url).env("GPUBNB_TOKEN", &self.token);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn run_successfully(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {error}{}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.run_successfully(&[arguments, &["--json"]].concat())).unwrap()
-    }
-
-    /// Runs a command beside others.
-    fn start(&self, arguments: &[&str]) -> Child {
-        self.command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    }
-
-    /// The message of a command that must fail.
-    fn refusal(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8(output.stderr).unwrap()
-    }
-}
 
 #[tokio::test]
 async fn two_uploads_of_one_person_wait_for_each_other() {

@@ -1,6 +1,7 @@
 //! Tests of providers' machines: workers, Docker, GPUs, images, hostile jobs, bills, outages and killed processes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod batches;
 mod bills;
 mod datasets;
 mod disks;
@@ -13,5 +14,6 @@ mod independent;
 mod ordinary;
 mod outages;
 mod page;
+mod person;
 mod restarts;
 mod worker;
