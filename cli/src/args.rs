@@ -359,7 +359,8 @@ pub(crate) struct TaskArgs {
     /// Runs the job once for each line of a file (`-` is the standard input). `{}` in the command is the line.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["from_json", "sweep"])]
     pub(crate) each_line: Option<PathBuf>,
-    /// Runs the job once for each object of a JSON list (`-` is the standard input). `{name}` in the command is a value.
+    /// Runs the job once for each object of a JSON list (`-` is the standard input). `{name}` in the command is a
+    /// value.
     #[arg(long, value_name = "FILE", conflicts_with = "sweep")]
     pub(crate) from_json: Option<PathBuf>,
     /// Runs the job once for each combination of values: `--sweep lr=0.1,0.01 --sweep seed=1-5`. `{lr}` in the command

@@ -36,8 +36,9 @@ fn sealing_failed(e: anyhow::Error) -> RpcError {
     RpcError::unavailable(UNAVAILABLE, e.as_ref())
 }
 
-/// The bucket's key for the values of a job or of a batch ([`gpubnb_domain::job::Job::environment_id`]). Two accounts may submit a job with the same id at once, and only one of
-/// them gets the job: the values of the other must neither replace nor remove those of the job.
+/// The bucket's key for the values of a job or of a batch ([`gpubnb_domain::job::Job::environment_id`]). Two accounts
+/// may submit a job with the same id at once, and only one of them gets the job: the values of the other must neither
+/// replace nor remove those of the job.
 fn key(account: AccountId, job: JobId) -> String {
     format!("{account}.{job}")
 }

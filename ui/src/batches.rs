@@ -28,7 +28,7 @@ const CONCURRENT_READS: usize = 8;
 
 /// A batch that is ready to be quoted or submitted.
 pub(crate) struct BatchSubmission {
-    job: Submission,
+    pub(crate) job: Submission,
     command: SubmitBatch,
 }
 
@@ -91,8 +91,8 @@ async fn all_tasks(
     }
 }
 
-/// Submits a new batch of the tasks that failed or were cancelled, with the id `retried_as`. The tasks keep their indices
-/// and parameters.
+/// Submits a new batch of the tasks that failed or were cancelled, with the id `retried_as`. The tasks keep their
+/// indices and parameters.
 pub(crate) async fn retry(
     app: &App,
     signed_in: SignedIn,
@@ -128,8 +128,8 @@ pub(crate) async fn retry(
     BatchSubmission::prepare(app, signed_in.account, request).await?.submit(app, signed_in.actor()).await
 }
 
-/// The table of a batch's results as CSV: one line for each task, with its parameters, its result, and the last value of
-/// each of its measurements.
+/// The table of a batch's results as CSV: one line for each task, with its parameters, its result, and the last value
+/// of each of its measurements.
 pub(crate) async fn results_table(app: &App, signed_in: SignedIn, batch: BatchId) -> Result<String, Problem> {
     let view = app.queries.batch(signed_in.actor(), batch, Seq::ZERO).await?;
     let tasks = all_tasks(app, signed_in, batch, None).await?;

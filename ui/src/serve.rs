@@ -179,7 +179,9 @@ async fn measure_request(request: Request, next: Next) -> Response {
 async fn limit_time(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let is_content = path.starts_with("/api/v1/datasets/") && path.ends_with("/contents");
-    let is_file = path.starts_with("/transfer/") || path.starts_with("/api/v1/inputs/") || is_content;
+    // The table of a large batch takes a while: the measurements of each task are read.
+    let is_table = path.starts_with("/api/v1/batches/") && path.ends_with("/results.csv");
+    let is_file = path.starts_with("/transfer/") || path.starts_with("/api/v1/inputs/") || is_content || is_table;
     let limit = if is_file { FILE_TIMEOUT } else { RESPONSE_TIMEOUT };
     let path = path.to_owned();
     tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use askama::Template;
 use gpubnb_events::{
+    batch_request::BatchRequest,
     command::Secret,
     job_request::{DatasetRequest, JobRequest},
 };
@@ -27,6 +28,44 @@ struct Snippets {
 pub(crate) fn html(request: JobRequest, market: &str) -> Result<String, Problem> {
     let snippets = Snippets::new(request, market).map_err(|e| Problem::internal(&e))?;
     snippets.render().map_err(|e| Problem::internal(&e))
+}
+
+/// The snippets for a batch, as HTML.
+pub(crate) fn of_batch(mut request: BatchRequest, market: &str) -> Result<String, Problem> {
+    request.batch = None;
+    let job = Snippets::new(request.job.clone(), market).map_err(|e| Problem::internal(&e))?;
+    for value in request.job.env.values_mut() {
+        *value = Secret(String::new());
+    }
+    let body = serde_json::to_string_pretty(&request).map_err(|e| Problem::internal(&e))?;
+    let at_batches = |text: String| text.replace("/api/v1/jobs", "/api/v1/batches");
+    let snippets = Snippets {
+        command: with_tasks(&job.command, &request),
+        curl: at_batches(curl(&body, market)),
+        python: at_batches(python(&body, market)).replace("[\"job\"]", "[\"batch\"]"),
+    };
+    snippets.render().map_err(|e| Problem::internal(&e))
+}
+
+/// The command for one job with the options that name the tasks.
+fn with_tasks(command: &str, request: &BatchRequest) -> String {
+    let mut options: Vec<String> = request.array.iter().map(|array| format!("--array={}", quoted(array))).collect();
+    let sweep = |(name, values): (&String, &Vec<String>)| {
+        format!("--sweep={}", quoted(&format!("{name}={}", values.join(","))))
+    };
+    options.extend(request.sweep.iter().map(sweep));
+    if !request.items.is_empty() {
+        options.push("--each-line=items.txt".to_owned());
+    }
+    options.extend(request.max_running.map(|number| format!("--max-running={number}")));
+    options.extend(request.max_failures.map(|number| format!("--max-failures={number}")));
+    let separator = " \\\n  ";
+    let options = options.join(separator);
+    // The options stand before the command of the job.
+    match command.split_once(&format!("{separator}-- ")) {
+        Some((before, words)) => format!("{before}{separator}{options}{separator}-- {words}"),
+        None => format!("{command}{separator}{options}"),
+    }
 }
 
 impl Snippets {
@@ -124,6 +163,20 @@ mod tests {
 
     fn snippets(request: JobRequest) -> Snippets {
         Snippets::new(request, "https://market.example").unwrap()
+    }
+
+    #[test]
+    fn the_tasks_of_a_batch_are_options_before_the_command() {
+        let job = JobRequest {
+            image: Some("a".to_owned()),
+            command: ["run", "{lr}"].map(ToOwned::to_owned).to_vec(),
+            ..JobRequest::default()
+        };
+        let sweep = [("lr".to_owned(), vec!["0.1".to_owned(), "0.2".to_owned()])].into();
+        let request = BatchRequest { job: job.clone(), sweep, max_running: Some(3), ..BatchRequest::default() };
+        let command = with_tasks(&snippets(job).command, &request);
+        let words = shlex::split(&command.replace("\\\n", "")).unwrap();
+        assert_eq!(words, ["gpubnb", "run", "--image=a", "--sweep=lr=0.1,0.2", "--max-running=3", "--", "run", "{lr}"]);
     }
 
     #[test]

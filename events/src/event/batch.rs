@@ -1,5 +1,5 @@
-//! Events of a batch. `BatchSubmitted` belongs to the account, because it holds money of the account. The tasks that the
-//! market opens are jobs, with the events of jobs.
+//! Events of a batch. `BatchSubmitted` belongs to the account, because it holds money of the account. The tasks that
+//! the market opens are jobs, with the events of jobs.
 
 use serde::{Deserialize, Serialize};
 

@@ -361,7 +361,7 @@ mod tests {
         history.settled(task_id(0), account(1), Some((account(2), lease)));
         let settled = view(&history);
         assert_eq!((settled.counts.completed, settled.cost, settled.settled), (1, COST, 1));
-        assert_eq!((settled.held, settled.state_name()), (MicroUsd(HOLD.0 * 2), "Waiting"));
+        assert_eq!((settled.held, settled.state_name()), (MicroUsd(HOLD.0 * 2), "Running"));
         let (reason, account) = (CloseReason::Cancelled, account(1));
         let closed = BatchClosed { batch: batch(1), submission: Seq(1), reason, opened: 2, account, released: HOLD };
         history.record(closed);

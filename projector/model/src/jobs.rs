@@ -14,8 +14,9 @@ use gpubnb_store::{self, StoreError, Table, WriteBatch};
 use super::rows::{AttemptRow, JobRow};
 use super::{Projection, job_key, key};
 
-/// Rows: `j<job>` → [`JobRow`]; `b<batch>` → the event [`BatchSubmitted`], until the batch is closed. The lists of jobs are keys without a value: `a<account><job>` (without tasks of batches),
-/// `m<machine><job>` and, until the job is settled, `u<job>`.
+/// Rows: `j<job>` → [`JobRow`]; `b<batch>` → the event [`BatchSubmitted`], until the batch is closed. The lists of jobs
+/// are keys without a value: `a<account><job>` (without tasks of batches), `m<machine><job>` and, until the job is
+/// settled, `u<job>`.
 pub struct Jobs;
 
 const ROW_PREFIX: u8 = b'j';

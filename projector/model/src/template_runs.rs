@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Projection, job_key, key};
 
-/// Rows: `j<job>` → [`OpenRun`], until the job is settled or the batch with these bytes as its id is closed; `t<template>` → [`NewestRuns`].
+/// Rows: `j<job>` → [`OpenRun`], until the job is settled or the batch with these bytes as its id is closed;
+/// `t<template>` → [`NewestRuns`].
 pub struct TemplateRuns;
 
 /// The number of runs that the medians are of: enough to be steady, and few enough to follow a new price.

@@ -109,8 +109,8 @@ pub struct Job {
     pub phase: Phase,
     /// The broker's time of the last change of phase.
     pub since: Timestamp,
-    /// The broker's time of the submission. For a task, the time at which it was opened, or, if the task was loaded from
-    /// the log, the time at which its batch was submitted.
+    /// The broker's time of the submission. For a task, the time at which it was opened, or, if the task was loaded
+    /// from the log, the time at which its batch was submitted.
     pub submitted_at: Timestamp,
     /// The time from which the job's wait for a machine counts: the time of the submission, or of the end of the last
     /// attempt that was used up.

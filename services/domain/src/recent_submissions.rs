@@ -1,5 +1,5 @@
-//! The submissions of jobs and batches of the last day. They make it safe to send a submission twice: the second command gets the answer of
-//! the first.
+//! The submissions of jobs and batches of the last day. They make it safe to send a submission twice: the second
+//! command gets the answer of the first.
 //!
 //! This file has the state and its fold. The rules for a submission are in `submission.rs`.
 
@@ -31,8 +31,8 @@ pub struct Submission {
     pub(crate) budget: MicroUsd,
 }
 
-/// The recent submissions, by job id ([`BatchId::as_job`] for a batch). A submission is forgotten two days after its id was made: by then the id has been
-/// refused for a day.
+/// The recent submissions, by job id ([`BatchId::as_job`] for a batch). A submission is forgotten two days after its id
+/// was made: by then the id has been refused for a day.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RecentSubmissions(BTreeMap<JobId, Submission>);
 

@@ -101,7 +101,7 @@ async fn tend_batches(executor: &Executor, secrets: &JobSecrets) {
             && executor.replica.read(|w| w.batch(batch).is_none())
             && let Err(e) = secrets.delete(account, batch.as_job()).await
         {
-            warn!(error = %e, %batch, "the batch's secrets could not be deleted; the broker deletes them when they are old");
+            warn!(error = %e, %batch, "the batch's secrets could not be deleted; the broker deletes old ones");
         }
     }
 }

@@ -62,7 +62,8 @@ async fn a_wrong_batch_is_refused_and_the_wallet_is_unchanged() {
     client.deposit("1").await.unwrap();
     let numbers: Vec<String> = (0..1_000).map(|number| number.to_string()).collect();
     let job = json!({ "template": "noop", "budget_usd": "0.01" });
-    let custom = |command: &str| json!({ "image": format!("ghcr.io/a/b@sha256:{}", "0".repeat(64)), "command": [command], "budget_usd": "0.01" });
+    let image = format!("ghcr.io/a/b@sha256:{}", "0".repeat(64));
+    let custom = |command: &str| json!({ "image": image, "command": [command], "budget_usd": "0.01" });
     let cases = [
         ("sweep", json!({ "job": job, "sweep": { "a": numbers, "b": numbers } })),
         ("array", json!({ "job": job, "array": "0-999999" })),

@@ -137,6 +137,7 @@ pub(crate) struct TaskPage {
     state: Option<JobState>,
     /// The order: by number, or the failed tasks first.
     #[serde(default)]
+    #[param(inline)]
     order: TaskOrder,
     /// The `next` of the previous page: the number of tasks to skip.
     #[serde(default)]
@@ -194,7 +195,8 @@ pub(crate) async fn events(
     Ok(Json(app.queries.trail(signed_in.actor(), page.query(TrailOf::Batch(batch)), page.seq()).await?))
 }
 
-/// `GET /api/v1/batches/{batch}/results.csv`: one line for each task, with its parameters, result and last measurements.
+/// `GET /api/v1/batches/{batch}/results.csv`: one line for each task, with its parameters, result and last
+/// measurements.
 pub(crate) async fn results(
     State(app): State<App>,
     signed_in: SignedIn,

@@ -22,7 +22,7 @@ use gpubnb_query::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Layout, render_fragment, render_page};
+use super::{Layout, csrf_field, render_fragment, render_page};
 use crate::{
     access::SignedIn,
     app::App,
@@ -110,8 +110,6 @@ struct BatchPage {
     layout: Layout,
     batch: BatchView,
     filters: TaskFilters,
-    /// The id of the batch that the button *Try the failed tasks again* submits.
-    retry: BatchId,
     summary: String,
     grid: String,
     tasks: String,
@@ -132,21 +130,32 @@ impl BatchPage {
 #[template(path = "batch_summary.html")]
 struct BatchSummary<'a> {
     batch: &'a BatchView,
+    csrf: String,
+    /// The id of the batch that the button *Try the failed tasks again* submits.
+    retry: BatchId,
     now: Timestamp,
 }
 
+/// A part of the bar, in thousandths of its length.
+struct BarPart {
+    class: char,
+    from: u64,
+    share: u64,
+}
+
 impl BatchSummary<'_> {
-    /// The parts of the bar: the class of each state and its share in thousandths.
-    fn bar(&self) -> Vec<(&'static str, u32)> {
+    /// The parts of the bar: the tasks in each state.
+    fn bar(&self) -> Vec<BarPart> {
         let counts = self.batch.counts;
-        let parts = [
-            ("good", counts.completed),
-            ("bad", counts.failed),
-            ("live", counts.running),
-            ("stopped", counts.cancelled),
-        ];
-        let share = |number: u32| (u64::from(number) * 1_000).div_ceil(u64::from(self.batch.tasks.max(1)));
-        parts.map(|(class, number)| (class, u32::try_from(share(number)).unwrap_or(0))).to_vec()
+        let parts = [('c', counts.completed), ('f', counts.failed), ('r', counts.running), ('x', counts.cancelled)];
+        let mut from = 0;
+        let part = |(class, number): (char, u32)| {
+            let share = (u64::from(number) * 1_000).div_ceil(u64::from(self.batch.tasks.max(1)));
+            let part = BarPart { class, from, share };
+            from += share;
+            part
+        };
+        parts.into_iter().filter(|(_, number)| *number > 0).map(part).collect()
     }
 
     /// The number of tasks that have ended.
@@ -179,7 +188,7 @@ impl BatchSummary<'_> {
 /// The badge's tone of a batch.
 pub(crate) fn tone(batch: &BatchView) -> &'static str {
     match (batch.closed, batch.is_over()) {
-        (None, _) if batch.counts.running > 0 => "live",
+        (None, _) if batch.has_begun() => "live",
         (None, _) => "calm",
         (Some(_), false) => "warn",
         (Some(CloseReason::Finished), true) if batch.counts.failed == 0 => "good",
@@ -279,10 +288,11 @@ struct Fragments {
     tasks: String,
 }
 
+/// Reads a batch and renders the parts of its page. The second id is that of the batch that a second try would be.
 async fn load(
     app: &App,
     signed_in: SignedIn,
-    id: BatchId,
+    (id, retry): (BatchId, BatchId),
     filters: &TaskFilters,
     min_seq: Seq,
 ) -> Result<(BatchView, Fragments), Problem> {
@@ -297,7 +307,7 @@ async fn load(
     let next = page.next.and_then(|next| next.parse().ok());
     let tasks = TaskTable { batch: &batch, rows: rows.collect(), next, filters, now };
     let fragments = Fragments {
-        summary: render_fragment(&BatchSummary { batch: &batch, now })?,
+        summary: render_fragment(&BatchSummary { batch: &batch, csrf: csrf_field(signed_in.viewer), retry, now })?,
         grid: grid(&batch, &states),
         tasks: render_fragment(&tasks)?,
     };
@@ -311,10 +321,10 @@ pub(crate) async fn page(
     Path(id): Path<BatchId>,
     Query(filters): Query<TaskFilters>,
 ) -> Result<Html<String>, PageError> {
-    let (batch, fragments) = load(&app, signed_in, id, &filters, Seq(filters.seq)).await?;
+    let (batch, fragments) = load(&app, signed_in, (id, BatchId::generate()), &filters, Seq(filters.seq)).await?;
     let layout = Layout::new(batch.spec.name.clone(), "jobs", signed_in.viewer);
     let Fragments { summary, grid, tasks } = fragments;
-    Ok(render_page(&BatchPage { layout, batch, filters, retry: BatchId::generate(), summary, grid, tasks })?)
+    Ok(render_page(&BatchPage { layout, batch, filters, summary, grid, tasks })?)
 }
 
 /// `GET /batches/{batch}/live`
@@ -325,10 +335,11 @@ pub(crate) async fn live(
     Query(filters): Query<TaskFilters>,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let is_relevant = move |change: &Change| change.aggregate == Aggregate::Batch(id);
+    let ids = (id, BatchId::generate());
     parts::stream(app.changes.clone(), Duration::from_secs(1), is_relevant, move |seq| {
         let (app, filters) = (app.clone(), filters.clone());
         async move {
-            let (_, fragments) = load(&app, signed_in, id, &filters, seq.max(Seq(filters.seq))).await?;
+            let (_, fragments) = load(&app, signed_in, ids, &filters, seq.max(Seq(filters.seq))).await?;
             let Fragments { summary, grid, tasks } = fragments;
             Ok(vec![
                 PagePart::new("batch-summary", summary),

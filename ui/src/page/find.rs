@@ -33,11 +33,12 @@ enum For {
 }
 
 /// The pages: title, address, who can open the page, and further words by which people look for it.
-const PAGES: [(&str, &str, For, &str); 24] = [
+const PAGES: [(&str, &str, For, &str); 25] = [
     ("Market", "/market", For::Anybody, "machines gpus rent offers"),
     ("Prices and availability", "/market/prices", For::Anybody, "history chart"),
     ("Run a job", "/jobs/new", For::SignedIn, "new submit start"),
     ("Jobs", "/jobs", For::SignedIn, "runs history"),
+    ("Batches", "/batches", For::SignedIn, "many tasks array sweep map parameters"),
     ("Wallet", "/wallet", For::SignedIn, "money balance deposit payout statement funds"),
     ("My machines", "/provider", For::SignedIn, "host provider earnings"),
     ("Add a machine", "/provider/add", For::SignedIn, "install worker list enroll"),

@@ -26,6 +26,7 @@ pub(crate) mod job;
 pub(crate) mod jobs;
 pub(crate) mod landing;
 pub(crate) mod machine;
+mod many_tasks;
 pub(crate) mod market;
 pub(crate) mod new_job;
 pub(crate) mod notifications;

@@ -10,8 +10,8 @@ use axum::{
     response::{Html, IntoResponse, Redirect, Response},
 };
 use gpubnb_events::{
-    AccountId, Chain, JobId, MachineId, Seq, Timestamp,
-    command::{ListSecrets, Quote, StoredSecret, Submitted},
+    AccountId, Actor, Chain, JobId, MachineId, Seq, Timestamp,
+    command::{BatchQuote, ListSecrets, Quote, StoredSecret, Submitted, SubmittedBatch},
     dataset::DatasetId,
     template::{self, Template as JobTemplate},
 };
@@ -19,10 +19,15 @@ use gpubnb_query::view::{MachineState, MachineView, TypicalRun};
 use gpubnb_runtime::rpc::RpcError;
 use tracing::warn;
 
-use super::{Layout, render_fragment, render_page, resubmit};
+use super::{
+    Layout,
+    many_tasks::{self, WAYS},
+    render_fragment, render_page, resubmit,
+};
 use crate::{
     access::{SignedIn, Viewer},
     app::App,
+    batches::BatchSubmission,
     error::{PageError, Problem},
     extract::{Form, Origin, Query},
     image_names::PinnedImage,
@@ -118,7 +123,8 @@ impl NewJobPage {
     /// True if the address or an earlier job fills in more than the template, the machine and the template's fields.
     /// The person must see these fields, so their section is open.
     fn has_further_fields(&self) -> bool {
-        let is_in_view = |name: &str| matches!(name, "template" | "machine" | "name") || name.starts_with("parameter.");
+        let in_view = ["template", "machine", "name", "tasks_as", "tasks", "max_running", "max_failures"];
+        let is_in_view = |name: &str| in_view.contains(&name) || name.starts_with("parameter.");
         self.fields.iter().any(|(name, _)| !is_in_view(name))
     }
 
@@ -233,17 +239,64 @@ pub(crate) async fn page(
     Ok(render(&app, signed_in, FormPreset::of_form(&fields), fields, Vec::new()).await?)
 }
 
-/// The submitted form as a job that is ready to be submitted. Returns the problems of all fields.
-async fn prepare(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<Submission, Vec<Problem>> {
+/// A form that is ready to be submitted.
+enum Prepared {
+    Job(Box<Submission>),
+    Batch(Box<BatchSubmission>),
+}
+
+/// The submitted form as a job or batch that is ready to be submitted. Returns the problems of all fields.
+async fn prepare(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<Prepared, Vec<Problem>> {
+    let (fields, many) = many_tasks::split(fields);
     let problems = input::problems(fields.clone());
     if !problems.is_empty() {
         return Err(problems);
     }
     let prepared = async {
         let request = input::from_form(fields)?;
-        Submission::prepare(app, account, request, JobId::generate()).await
+        Ok(match many {
+            Some(many) => {
+                let request = many.request(request)?;
+                Prepared::Batch(Box::new(BatchSubmission::prepare(app, account, request).await?))
+            }
+            None => Prepared::Job(Box::new(Submission::prepare(app, account, request, JobId::generate()).await?)),
+        })
     };
-    prepared.await.map_err(|problem| vec![problem])
+    prepared.await.map_err(|problem: Problem| vec![problem])
+}
+
+impl Prepared {
+    /// Submits the job or the batch, and returns the address of its page.
+    async fn submit(self, app: &App, actor: Actor) -> Result<String, Problem> {
+        Ok(match self {
+            Self::Job(job) => {
+                let Submitted { job, seq } = job.submit(app, actor).await?;
+                format!("/jobs/{job}?seq={seq}")
+            }
+            Self::Batch(batch) => {
+                let SubmittedBatch { batch, seq } = batch.submit(app, actor).await?;
+                format!("/batches/{batch}?seq={seq}")
+            }
+        })
+    }
+
+    /// The quote of the job, or of each task with the quote of the batch.
+    async fn quote(&self, app: &App, actor: Actor) -> Result<(Quote, Option<BatchQuote>), Problem> {
+        Ok(match self {
+            Self::Job(job) => (job.quote(app, actor).await?, None),
+            Self::Batch(batch) => {
+                let quote = batch.quote(app, actor).await?;
+                (quote.task.clone(), Some(quote))
+            }
+        })
+    }
+
+    fn pinned(&self) -> Option<PinnedImage> {
+        match self {
+            Self::Job(job) => job.pinned.clone(),
+            Self::Batch(batch) => batch.job.pinned.clone(),
+        }
+    }
 }
 
 pub(crate) async fn submit(
@@ -252,11 +305,11 @@ pub(crate) async fn submit(
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
     let submitted = match prepare(&app, signed_in.account, fields.clone()).await {
-        Ok(submission) => submission.submit(&app, signed_in.actor()).await.map_err(|problem| vec![problem]),
+        Ok(prepared) => prepared.submit(&app, signed_in.actor()).await.map_err(|problem| vec![problem]),
         Err(problems) => Err(problems),
     };
     match submitted {
-        Ok(Submitted { job, seq }) => Ok(Redirect::to(&format!("/jobs/{job}?seq={seq}")).into_response()),
+        Ok(address) => Ok(Redirect::to(&address).into_response()),
         Err(problems) => {
             let preset = FormPreset::of_form(&fields);
             let status = problems.first().and_then(|problem| StatusCode::from_u16(problem.status).ok());
@@ -270,7 +323,10 @@ pub(crate) async fn submit(
 #[derive(Template)]
 #[template(path = "quote.html")]
 struct QuoteCard {
+    /// The quote of the job, or of each task.
     quote: Option<Quote>,
+    /// The quote of all tasks, if the form names several.
+    batch: Option<BatchQuote>,
     /// The image, if the form names it by a tag.
     pinned: Option<PinnedImage>,
     /// The reasons why there is no quote.
@@ -287,17 +343,26 @@ pub(crate) async fn quote(
     Origin(market): Origin,
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Html<String>, PageError> {
-    let request = input::from_form(fields.clone()).ok().filter(|r| r.template.is_some() || r.image.is_some());
-    let snippets = request.map(|request| snippets::html(request, &market)).transpose()?.unwrap_or_default();
+    let (of_job, many) = many_tasks::split(fields.clone());
+    let request = input::from_form(of_job).ok().filter(|r| r.template.is_some() || r.image.is_some());
+    let snippets = match (request, many.as_ref()) {
+        (Some(request), Some(many)) => {
+            many.request(request).map_or(Ok(String::new()), |r| snippets::of_batch(r, &market))?
+        }
+        (Some(request), None) => snippets::html(request, &market)?,
+        (None, _) => String::new(),
+    };
+    let quoted = async {
+        let prepared = prepare(&app, signed_in.account, fields).await?;
+        let (quote, batch) = prepared.quote(&app, signed_in.actor()).await.map_err(|problem| vec![problem])?;
+        Ok((quote, batch, prepared.pinned()))
+    };
     let now = app.now();
-    let card = match prepare(&app, signed_in.account, fields).await {
-        Err(problems) => QuoteCard { quote: None, pinned: None, problems, now, snippets },
-        Ok(submission) => match submission.quote(&app, signed_in.actor()).await {
-            Ok(quote) => {
-                QuoteCard { quote: Some(quote), pinned: submission.pinned, problems: Vec::new(), now, snippets }
-            }
-            Err(problem) => QuoteCard { quote: None, pinned: None, problems: vec![problem], now, snippets },
-        },
+    let card = match quoted.await {
+        Ok((quote, batch, pinned)) => {
+            QuoteCard { quote: Some(quote), batch, pinned, problems: Vec::new(), now, snippets }
+        }
+        Err(problems) => QuoteCard { quote: None, batch: None, pinned: None, problems, now, snippets },
     };
     Ok(Html(render_fragment(&card)?))
 }

@@ -1,4 +1,5 @@
-//! A tar archive of all output files of a job or of a batch. The archive is streamed while the files are read, and it is not stored.
+//! A tar archive of all output files of a job or of a batch. The archive is streamed while the files are read, and it
+//! is not stored.
 
 use std::{io, pin::Pin};
 

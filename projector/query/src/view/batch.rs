@@ -77,10 +77,15 @@ impl BatchView {
         self.ended_at.is_some()
     }
 
+    /// True if a machine has had a task.
+    pub fn has_begun(&self) -> bool {
+        self.counts.waiting < self.tasks
+    }
+
     /// The state in one word.
     pub fn state_name(&self) -> &'static str {
         match (self.closed, self.is_over()) {
-            (None, _) if self.counts.running > 0 => "Running",
+            (None, _) if self.has_begun() => "Running",
             (None, _) => "Waiting",
             (Some(_), false) => "Stopping",
             (Some(CloseReason::Finished), true) if self.counts.failed > 0 => "Finished with failures",
