@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use gpubnb_events::JobId;
+use gpubnb_events::{BatchId, JobId};
 use gpubnb_tests::{
     api_client::ApiClient,
     programs::binary,
@@ -108,6 +108,7 @@ struct Things {
     system: System,
     job: String,
     dataset: String,
+    batch: String,
     lease: String,
     machine: String,
     /// The sequence of the job's settlement.
@@ -134,13 +135,16 @@ impl Things {
         let assets = page.split("/assets/").nth(1).and_then(|rest| rest.split('/').next()).unwrap().to_owned();
         let machine = system.machine_id("attic").unwrap();
         let dataset = system.consumer.push_dataset("a.txt", "a").await.unwrap();
-        Self { job, dataset, lease: settled["attempts"][0]["lease"].to_string(), machine, seq, assets, system }
+        let batch = json!({ "job": { "template": "noop" }, "array": "0" });
+        let batch = system.consumer.post("/batches", &batch).await.unwrap();
+        let batch = batch["batch"].as_str().unwrap().to_owned();
+        Self { job, dataset, batch, lease: settled["attempts"][0]["lease"].to_string(), machine, seq, assets, system }
     }
 
     /// Fills the parameters of an address with existing things.
     fn with_existing_ids(&self, path: &str) -> String {
         let path = path.replace("{job}", &self.job).replace("{machine}", &self.machine).replace("{seq}", &self.seq);
-        let path = path.replace("{dataset}", &self.dataset);
+        let path = path.replace("{dataset}", &self.dataset).replace("{batch}", &self.batch);
         let path = path.replace("{*path}", "render.png").replace("{lease}", &self.lease);
         let path = path.replace("{version}", &self.assets).replace("{name}", "style.css");
         let path = path.replace("{account}", &self.system.consumer.account).replace("{guide}", "consumer");
@@ -163,6 +167,7 @@ fn with_missing_ids(path: &str) -> String {
         .fold(path.to_owned(), |path, name| path.replace(name, &id))
         .replace("{*path}", "x")
         .replace("{dataset}", &"0".repeat(64))
+        .replace("{batch}", &BatchId::generate().to_string())
         .replace("{lease}", "1")
         .replace("{model}", "x")
         .replace("{secret}", "x")
@@ -216,14 +221,15 @@ impl Actors {
     }
 }
 
-/// The pages of another person's job that operators see: its state and its events. They see neither its log nor its
-/// files.
-const SEEN_BY_OPERATORS: [&str; 3] = ["/jobs/{job}", "/jobs/{job}/live", "/jobs/{job}/trail.jsonl"];
+/// The pages of another person's job or batch that operators see: its state and its events. They see neither its log
+/// nor its files.
+const SEEN_BY_OPERATORS: [&str; 5] =
+    ["/jobs/{job}", "/jobs/{job}/live", "/jobs/{job}/trail.jsonl", "/batches/{batch}", "/batches/{batch}/live"];
 
 /// The status of a GET request that the gate lets pass. The things belong to the actors 2 to 4 (counted from 0).
 /// To other actors they look as if they did not exist.
 fn expected_status(path: &str, actor: usize) -> StatusCode {
-    let is_of_consumer = path.contains("{job}") || path.contains("{dataset}");
+    let is_of_consumer = ["{job}", "{dataset}", "{batch}"].iter().any(|thing| path.contains(thing));
     let is_of_owner = path == "/api/v1/machines/{machine}/days";
     let is_visible = match actor {
         0 | 1 => !is_of_consumer && !is_of_owner && !path.starts_with("/events/{seq}"),

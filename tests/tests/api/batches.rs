@@ -6,6 +6,7 @@ use gpubnb_tests::{
     api_client::ApiClient,
     shared::{Plan, SharedMarket},
     system::MarketSettings,
+    wait::wait_until,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -49,8 +50,10 @@ async fn a_batch_that_is_submitted_many_times_is_one_batch_with_one_hold() {
         .await
         .unwrap();
     assert_eq!(status, StatusCode::BAD_REQUEST);
-    let done = client.post(&format!("/batches/{id}/cancel"), &json!({})).await.unwrap();
-    let batch = client.get(&format!("/batches/{id}?min_seq={}", done["seq"])).await.unwrap();
+    client.post(&format!("/batches/{id}/cancel"), &json!({})).await.unwrap();
+    let batch = async || client.get(&format!("/batches/{id}")).await.unwrap();
+    wait_until("the batch is over", async || !batch().await["ended_at"].is_null()).await;
+    let batch = batch().await;
     assert_eq!((&batch["status"], &batch["counts"]["cancelled"]), (&json!("Cancelled"), &json!(100)));
     assert_eq!(held(&client).await, 0);
 }

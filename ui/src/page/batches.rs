@@ -333,10 +333,11 @@ pub(crate) async fn live(
     signed_in: SignedIn,
     Path(id): Path<BatchId>,
     Query(filters): Query<TaskFilters>,
-) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, PageError> {
+    app.queries.batch(signed_in.reading_actor(), id, Seq::ZERO).await?;
     let is_relevant = move |change: &Change| change.aggregate == Aggregate::Batch(id);
     let ids = (id, BatchId::generate());
-    parts::stream(app.changes.clone(), Duration::from_secs(1), is_relevant, move |seq| {
+    Ok(parts::stream(app.changes.clone(), Duration::from_secs(1), is_relevant, move |seq| {
         let (app, filters) = (app.clone(), filters.clone());
         async move {
             let (_, fragments) = load(&app, signed_in, ids, &filters, seq.max(Seq(filters.seq))).await?;
@@ -347,7 +348,7 @@ pub(crate) async fn live(
                 PagePart::new("batch-tasks", tasks),
             ])
         }
-    })
+    }))
 }
 
 /// `POST /batches/{batch}/cancel`
