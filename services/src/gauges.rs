@@ -60,7 +60,7 @@ fn record_world(world: &World, clock: &dyn Clock) {
     }
     let leases: usize = world.machines().map(|(_, m)| m.leases.len()).sum();
     metrics::gauge!(metric::LEASES).set(leases as f64);
-    let oldest = world.queued().next().and_then(|job| world.job(job));
+    let oldest = world.oldest_queued();
     let waits = oldest.map_or(0, |job| clock.now().since(job.submitted_at).0);
     metrics::gauge!(metric::OLDEST_QUEUED).set(waits as f64 / 1_000.0);
     metrics::gauge!(metric::APPLIED).set(world.applied().0 as f64);

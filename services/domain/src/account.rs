@@ -38,6 +38,9 @@ pub struct Account {
     /// The number of the account's jobs that are not settled.
     #[serde(default)]
     pub open_jobs: u32,
+    /// The account's jobs that machines have.
+    #[serde(default)]
+    pub(crate) running: Running,
     /// The bytes of today's deposits, and of today's submissions that nobody has paid for (`daily_bytes.rs`).
     #[serde(default)]
     pub(crate) daily_bytes: DailyBytes,
@@ -61,6 +64,22 @@ struct Payout {
     closed: Option<Seq>,
     /// True if the payout was closed as failed.
     has_failed: bool,
+}
+
+/// Jobs that machines have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Running {
+    pub(crate) jobs: u32,
+    /// What the jobs cost in an hour.
+    pub(crate) hourly_price: MicroUsd,
+}
+
+impl Running {
+    /// Counts a change of one job. `None` means that no machine has the job.
+    pub(crate) fn change(&mut self, before: Option<MicroUsd>, after: Option<MicroUsd>) {
+        self.jobs = (self.jobs + u32::from(after.is_some())).saturating_sub(u32::from(before.is_some()));
+        self.hourly_price = self.hourly_price + after.unwrap_or_default() - before.unwrap_or_default();
+    }
 }
 
 impl Account {

@@ -71,7 +71,7 @@ impl World {
         job.guard = self.last_stray(Aggregate::Job(e.job));
         self.jobs.insert(e.job, job);
         self.accounts.entry(e.account).or_default().open_jobs += 1;
-        self.queued.insert((seq, e.job));
+        self.queue.insert(e.account, (seq, e.job));
         self.submissions.add(seq, at, e);
     }
 
@@ -102,7 +102,7 @@ impl World {
                 account.open_jobs += 1;
                 account.daily_bytes.add(at, task.unpaid_bytes);
                 task.guard = self.strays.get(&Aggregate::Job(task.id)).copied().unwrap_or_default();
-                self.queued.insert((seq, task.id));
+                self.queue.insert(task.account, (seq, task.id));
                 self.jobs.insert(task.id, task);
             }
         }
@@ -120,6 +120,7 @@ impl World {
     fn apply_job_event(&mut self, id: JobId, seq: Seq, at: Timestamp, event: &Event, settings: &Settings) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let (previous_machine, before) = (job.attempt.as_ref().map(|a| a.machine), job.phase);
+        let price_before = job.running_price();
         let batch = job.spec.task.as_ref().map(|task| task.batch);
         job.apply(seq, at, event, settings);
         if let Event::Settled(bill) = event
@@ -133,6 +134,9 @@ impl World {
         }
         if let Some(batch) = batch.and_then(|batch| self.batches.get_mut(&batch)) {
             batch.count(before, job, event);
+        }
+        if let Some(account) = self.accounts.get_mut(&job.account) {
+            account.running.change(price_before, job.running_price());
         }
         let live_lease = job.attempt.as_ref().filter(|_| job.phase.is_live()).map(|a| (a.machine, a.lease));
         if let Some(machine) = previous_machine.and_then(|m| self.machines.get_mut(&m)) {
@@ -148,10 +152,10 @@ impl World {
         }
         let queue_entry = (job.opened, id);
         if job.phase == Phase::Queued {
-            self.queued.insert(queue_entry)
+            self.queue.insert(job.account, queue_entry);
         } else {
-            self.queued.remove(&queue_entry)
-        };
+            self.queue.remove(job.account, queue_entry);
+        }
         if job.phase == Phase::Ended {
             self.ended.insert(id)
         } else {

@@ -341,7 +341,11 @@ mod tests {
             market.when(Actor::Platform, Command::Assign(third)).expect_refused(),
             DomainError::WrongState(_)
         ));
-        assert_eq!(due::scheduling_pass(&market.world, due::QUEUE_START).jobs, [], "the batch is full");
+        assert_eq!(
+            due::scheduling_pass(&market.world, &crate::queue::ResumePlaces::new()).jobs,
+            [],
+            "the batch is full"
+        );
         assert_eq!((market.batch(batch).running, market.batch(batch).opened), (2, 3));
     }
 

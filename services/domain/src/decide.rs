@@ -237,7 +237,7 @@ impl World {
             max_price: hold.max_price,
             available: account.available,
             start: placement::estimate_start(self, &submitted, &choice, now),
-            waiting: u32::try_from(self.queued.len()).unwrap_or(u32::MAX),
+            waiting: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
             placement: choice.explanation,
         })
     }

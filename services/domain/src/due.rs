@@ -5,7 +5,7 @@
 //! `services/src/process` calls these functions and sends the commands. The simulation in `tests/` calls the same
 //! functions.
 
-use gpubnb_events::{BatchId, JobId, Millis, Seq, Timestamp};
+use gpubnb_events::{BatchId, JobId, Millis, Timestamp};
 
 use crate::{
     Command, Settings, World,
@@ -13,6 +13,7 @@ use crate::{
     job::{Job, Phase},
     machine::Presence,
     placement::{self, Request},
+    queue::ResumePlaces,
 };
 
 /// Most jobs that a manager looks at in one pass. The limit makes sure that a long queue does not delay the other
@@ -36,31 +37,21 @@ pub fn due_hold_releases(world: &World) -> impl Iterator<Item = Command> {
 /// One pass of the scheduler over the waiting jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchedulingPass {
-    /// The jobs to look at, oldest first.
+    /// The jobs to look at, in the order of fair shares (`queue.rs`).
     pub jobs: Vec<JobId>,
-    /// The next pass begins after this place in the queue. So jobs that no machine can take do not block later jobs.
-    pub resume_after: QueuePlace,
+    /// The next pass goes on after these places. So jobs that no machine can take do not block later jobs.
+    pub resume: ResumePlaces,
 }
 
-/// A place in the queue: that of the job with this id, which an event with this sequence made.
-pub type QueuePlace = (Seq, JobId);
-
-/// The place before the oldest job.
-pub const QUEUE_START: QueuePlace = (Seq::ZERO, JobId::MIN);
-
-/// The next pass over the waiting jobs: those after a place in the queue. The pass is empty if no machine has a free
-/// slot.
-pub fn scheduling_pass(world: &World, after: QueuePlace) -> SchedulingPass {
+/// The next pass over the waiting jobs: those after the places at which the last pass stopped. The pass is empty if no
+/// machine has a free slot.
+pub fn scheduling_pass(world: &World, resume: &ResumePlaces) -> SchedulingPass {
     let has_free_slot = world.machines().any(|(_, m)| m.has_free_slot());
-    let may_start = |job: &&Job| !world.batch_of(job).is_some_and(Batch::is_full);
-    let waiting = world.queued_after(after).filter(may_start).take(if has_free_slot { MAX_PER_PASS } else { 0 });
-    let (mut jobs, mut last) = (Vec::new(), QUEUE_START);
-    for job in waiting {
-        jobs.push(job.id);
-        last = (job.opened, job.id);
+    if !has_free_slot {
+        return SchedulingPass { jobs: Vec::new(), resume: ResumePlaces::new() };
     }
-    let resume_after = if jobs.len() == MAX_PER_PASS { last } else { QUEUE_START };
-    SchedulingPass { jobs, resume_after }
+    let (jobs, resume) = world.fair_order(resume, MAX_PER_PASS);
+    SchedulingPass { jobs, resume }
 }
 
 /// The next commands for batches: they open tasks, close batches, and cancel the tasks of closed batches. At most

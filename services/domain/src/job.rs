@@ -183,6 +183,11 @@ impl Job {
         Some(Self { opened: seq, unpaid_bytes, ..Self::from_submission(submission, at, &submitted) })
     }
 
+    /// The price per hour of the machine that has the job.
+    pub(crate) fn running_price(&self) -> Option<MicroUsd> {
+        self.attempt.as_ref().filter(|_| self.phase.is_live()).map(|attempt| attempt.terms.price.0)
+    }
+
     /// The id under which the values of the job's environment are stored: tasks share those of their batch.
     pub fn environment_id(&self) -> JobId {
         self.spec.task.as_ref().map_or(self.id, |task| task.batch.as_job())

@@ -25,6 +25,7 @@
 //! account.rs, machine.rs, job.rs, batch.rs     the aggregates: their state, rules and events
 //! recent_submissions.rs                        the job ids that were submitted in the last day
 //! state.rs                                     the state of the whole market
+//! queue.rs                                     the waiting jobs, and the order of fair shares
 //! authorise.rs, placement.rs, submission.rs    rules that need several aggregates
 //! metering.rs                                  the bill of a job
 //! decide.rs                                    state + command -> event
@@ -50,6 +51,7 @@ pub mod job;
 pub mod machine;
 pub mod metering;
 pub mod placement;
+pub mod queue;
 pub mod recent_submissions;
 mod rules;
 mod state;

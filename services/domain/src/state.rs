@@ -3,10 +3,7 @@
 //!
 //! This file has the data and its look-ups. `apply.rs` changes the state by events, and `decide.rs` decides commands.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    ops::Bound,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use gpubnb_events::{AccountId, Aggregate, BatchId, JobId, MachineId, MicroUsd, Seq};
 use serde::{Deserialize, Serialize};
@@ -17,6 +14,7 @@ use crate::{
     batch::Batch,
     job::{Job, Phase},
     machine::Machine,
+    queue::Queue,
     recent_submissions::RecentSubmissions,
 };
 
@@ -34,8 +32,7 @@ pub struct World {
     pub(crate) jobs: BTreeMap<JobId, Job>,
     /// The batches that are not closed, or have tasks that are not settled.
     pub(crate) batches: BTreeMap<BatchId, Batch>,
-    /// The jobs that wait for a machine, by the sequence of the event that made them ([`Job::opened`]).
-    pub(crate) queued: BTreeSet<(Seq, JobId)>,
+    pub(crate) queue: Queue,
     /// The jobs that ended and are not settled.
     pub(crate) ended: BTreeSet<JobId>,
     /// The sequence of the last stray of each aggregate. A stray is a message that is not a valid event. No fold reads
@@ -117,14 +114,13 @@ impl World {
     }
 
     /// Jobs that wait for a machine, oldest first.
-    pub fn queued(&self) -> impl Iterator<Item = JobId> + '_ {
-        self.queued_after((Seq::ZERO, JobId::MIN)).map(|job| job.id)
+    pub fn queued(&self) -> impl Iterator<Item = JobId> {
+        self.queue.places().into_iter().map(|(_, job)| job)
     }
 
-    /// Jobs that wait for a machine and come after this place in the queue, oldest first.
-    pub fn queued_after(&self, place: (Seq, JobId)) -> impl Iterator<Item = &Job> {
-        let after = self.queued.range((Bound::Excluded(place), Bound::Unbounded));
-        after.filter_map(|(_, job)| self.jobs.get(job))
+    /// The job that has waited longest for a machine.
+    pub fn oldest_queued(&self) -> Option<&Job> {
+        self.queue.oldest().and_then(|(_, job)| self.jobs.get(&job))
     }
 
     /// Jobs that ended and are not settled.

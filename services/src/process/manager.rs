@@ -4,11 +4,7 @@
 
 use std::time::Duration;
 
-use gpubnb_domain::{
-    Command, World,
-    due::{self, QueuePlace},
-    job::Job,
-};
+use gpubnb_domain::{Command, World, due, job::Job, queue::ResumePlaces};
 use gpubnb_events::{AccountId, Actor, JobId, Timestamp};
 use gpubnb_runtime::{nats::is_connected, rpc::RpcError};
 use tokio::time::Instant;
@@ -33,7 +29,7 @@ pub(crate) async fn manage(
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     // The time since which this replica leads and is connected. Earlier silence of a worker is no reason to end a job.
     let mut steady_since = executor.clock.now();
-    let (mut scheduled, mut last_turn) = (due::QUEUE_START, Instant::now());
+    let (mut scheduled, mut last_turn) = (ResumePlaces::new(), Instant::now());
     loop {
         let is_sweep = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -49,7 +45,7 @@ pub(crate) async fn manage(
         }
         settle(&executor, &secrets).await;
         tend_batches(&executor, &secrets).await;
-        scheduled = schedule(&executor, scheduled).await;
+        scheduled = schedule(&executor, &scheduled).await;
         if is_sweep {
             expire(&executor, steady_since).await;
         }
@@ -74,16 +70,16 @@ async fn settle(executor: &Executor, secrets: &JobSecrets) {
     }
 }
 
-/// Assigns jobs from one pass over the queue. Returns the place after which the next pass begins.
-async fn schedule(executor: &Executor, after: QueuePlace) -> QueuePlace {
+/// Assigns jobs from one pass over the queue. Returns where the next pass goes on.
+async fn schedule(executor: &Executor, resume: &ResumePlaces) -> ResumePlaces {
     let now = executor.clock.now();
-    let pass = executor.replica.read(|w| due::scheduling_pass(w, after));
+    let pass = executor.replica.read(|w| due::scheduling_pass(w, resume));
     for job in pass.jobs {
         if let Some(command) = executor.replica.read(|w| due::due_assignment(w, job, now)) {
             execute(executor, command).await;
         }
     }
-    pass.resume_after
+    pass.resume
 }
 
 /// Opens tasks, closes batches, and cancels the tasks of closed batches. When a batch is over, its secrets are deleted.

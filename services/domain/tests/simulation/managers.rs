@@ -2,7 +2,7 @@
 //! leader's managers run (`services/src/process`). Here the managers of all replicas run, each on the state of its own
 //! replica.
 
-use gpubnb_domain::{Command, Settings, World, due, machine::Presence};
+use gpubnb_domain::{Command, Settings, World, due, machine::Presence, queue::ResumePlaces};
 use gpubnb_events::{Actor, MachineId, Timestamp};
 
 use super::{market::Market, op::Caller, tape::Dice};
@@ -28,14 +28,14 @@ impl Market {
 
 /// The assignments that are possible now: all passes of the real scheduler over the queue.
 pub(crate) fn schedule(world: &World, now: Timestamp) -> Vec<Command> {
-    let (mut due, mut after) = (Vec::new(), due::QUEUE_START);
+    let (mut due, mut resume) = (Vec::new(), ResumePlaces::new());
     loop {
-        let pass = due::scheduling_pass(world, after);
+        let pass = due::scheduling_pass(world, &resume);
         due.extend(pass.jobs.into_iter().filter_map(|job| due::due_assignment(world, job, now)));
-        if pass.resume_after == due::QUEUE_START {
+        if pass.resume.is_empty() {
             return due;
         }
-        after = pass.resume_after;
+        resume = pass.resume;
     }
 }
 
