@@ -58,7 +58,7 @@ pub(crate) enum Command {
         command: BatchCommand,
     },
     /// Prints what a job would cost at most, and the machine on which it would run now. Nothing is uploaded or held.
-    Quote(Box<JobArgs>),
+    Quote(Box<QuoteArgs>),
     /// Writes a `gpubnb.toml` to begin with: the options of `gpubnb run` for one directory.
     Init {
         /// The directory.
@@ -482,6 +482,15 @@ pub(crate) struct EndArgs {
     /// Downloads no files.
     #[arg(long, conflicts_with = "output")]
     pub(crate) no_download: bool,
+}
+
+/// Options of `quote`.
+#[derive(Debug, Args)]
+pub(crate) struct QuoteArgs {
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+    #[command(flatten)]
+    pub(crate) tasks: TaskArgs,
 }
 
 /// Options of `run`.

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::{
     CANCELLED,
     api::{Api, REQUEST_TIMEOUT},
-    args::{BatchCommand, EndArgs, MapArgs, RunArgs, TaskArgs},
+    args::{BatchCommand, EndArgs, MapArgs, QuoteArgs, RunArgs, TaskArgs},
     datasets,
     directory::Directory,
     download,
@@ -73,6 +73,13 @@ impl Submission {
         );
         let tasks = TaskArgs { max_running, max_failures, ..TaskArgs::default() };
         Ok(Self { directory: code, options, command: words, tasks, files, end, id })
+    }
+
+    fn from_quote(quote: QuoteArgs) -> Self {
+        let QuoteArgs { job, tasks } = quote;
+        let (directory, options, command) = (job.directory, job.options, job.command);
+        let end = EndArgs { detach: true, output: None, no_download: true };
+        Self { directory, options, command, tasks, files: Vec::new(), end, id: None }
     }
 
     pub(crate) fn from_run(run: RunArgs) -> anyhow::Result<Self> {
@@ -144,6 +151,30 @@ fn read_objects(path: &Path) -> anyhow::Result<Vec<BTreeMap<String, String>>> {
         other => other.to_string(),
     };
     Ok(objects.into_iter().map(|object| object.into_iter().map(|(name, v)| (name, as_text(v))).collect()).collect())
+}
+
+/// `gpubnb quote` with many tasks. Nothing is uploaded.
+pub(crate) async fn quote(api: &Api, quote: QuoteArgs, json: bool) -> anyhow::Result<u8> {
+    let (request, _) = Submission::from_quote(quote).request(None)?;
+    let quote = api.post("/batches/quote", &serde_json::to_value(&request)?).await?;
+    if json {
+        outln!("{quote}");
+        return Ok(0);
+    }
+    let line = |name: &str, value: String| outln!("{name:<14}{value}");
+    line("tasks", quote["tasks"].to_string());
+    line("at once", format!("at most {}", quote["max_running"]));
+    line("failures", format!("after more than {}, the rest is cancelled", quote["max_failures"]));
+    line(
+        "all full time",
+        quote["expected"].as_i64().map_or_else(|| "unknown".to_owned(), |_| dollars(&quote["expected"])),
+    );
+    line("all held", format!("{} (never more than this)", dollars(&quote["hold"])));
+    outln!("\neach task");
+    let mut task = quote["task"].clone();
+    task["image"] = quote["image"].clone();
+    show::quote(&task);
+    Ok(0)
 }
 
 /// `gpubnb map`, and `gpubnb run` with many tasks.

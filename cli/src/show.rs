@@ -153,8 +153,13 @@ const TOP_PERIOD: Duration = Duration::from_secs(2);
 const TOP_JOBS: usize = 20;
 
 /// `gpubnb top`: the newest jobs and the money of the account, again and again until Ctrl-C. A file or a pipe gets them
-/// once.
-pub(crate) async fn top(api: &Api) -> anyhow::Result<u8> {
+/// once, and so does a program that asks for JSON.
+pub(crate) async fn top(api: &Api, json: bool) -> anyhow::Result<u8> {
+    if json {
+        let (wallet, jobs) = (api.get("/wallet").await?, api.get(&format!("/jobs?limit={TOP_JOBS}")).await?);
+        outln!("{}", json!({ "balance": wallet["balance"], "jobs": jobs["rows"] }));
+        return Ok(0);
+    }
     let is_terminal = std::io::stdout().is_terminal();
     loop {
         let wallet = api.get("/wallet").await?;

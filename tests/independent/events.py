@@ -14,14 +14,18 @@ TYPE = re.compile(r"([A-Za-z]+)\.v([0-9]+)")
 TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)")
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-OF_ACCOUNT = ("AccountOpened", "AccountSuspended", "AccountReinstated", "AccountClosed", "FundsDeposited", "JobSubmitted",
-              "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased")
-OF_MACHINE = ("MachineListed", "MachineRepriced", "MachineSettingsRequested", "MachineDelisted", "MachinePaused", "MachineResumed",
-              "MachineDrainStarted", "MachineTested", "MachineSuspected", "MachineLost", "MachineRecovered")
+OF_ACCOUNT = ("AccountOpened", "AccountSuspended", "AccountReinstated", "AccountClosed", "FundsDeposited",
+              "JobSubmitted", "BatchSubmitted", "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased")
+OF_MACHINE = ("MachineListed", "MachineRepriced", "MachineSettingsRequested", "MachineDelisted", "MachinePaused",
+              "MachineResumed", "MachineDrainStarted", "MachineTested", "MachineSuspected", "MachineLost",
+              "MachineRecovered")
+OF_BATCH = ("TasksOpened", "BatchClosed")
 OF_JOB = ("JobAssigned", "Declined", "Accepted", "Started", "Exited", "Requeued", "CancelRequested", "Completed",
           "Failed", "Cancelled", "Settled")
+KINDS = {**dict.fromkeys(OF_ACCOUNT, "account"), **dict.fromkeys(OF_MACHINE, "machine"),
+         **dict.fromkeys(OF_BATCH, "batch"), **dict.fromkeys(OF_JOB, "job")}
 SECOND_VERSIONS = ("MachineTested", "JobAssigned")
-CAUSED = OF_JOB + ("PayoutPaid", "PayoutFailed")
+CAUSED = OF_JOB + OF_BATCH + ("PayoutPaid", "PayoutFailed")
 
 # The kinds of values. A name with "?" may be absent; a name with "=" counts as 0, false or empty if it is absent.
 # "any" stands where the document names no type.
@@ -49,6 +53,8 @@ REQUIREMENTS = {"price_cap?": "count", "gpu_model?": "text", "min_cuda?": "any",
                 "allow_simulated=": "flag", "reliability?": "count", "verified?": "flag"}
 WISH = ({"by": frozenset(("machine",)), "machine": "id", "price_cap?": "count"},
         {"by": frozenset(("cheapest", "fastest", "most_reliable")), "requirements=": REQUIREMENTS})
+TASKS = {"count": "count", "indices?": ["number"], "names?": ["text"], "rows?": [["text"]]}
+CLOSED = frozenset(("finished", "cancelled", "too_many_failures", "too_old"))
 TERMS = {"price": "count", "fee_basis_points": "count", "provider": "id"}
 PLACEMENT = {"candidates": "count", "rejected": [{"reason": "text", "machines": "count"}]}
 CHOSEN = {"name": "text", "price": "count", "won": "text"}
@@ -72,6 +78,11 @@ SCHEMAS: Dict[str, Any] = {
     "AccountClosed": {"account": "id", "given_up": "count"},
     "FundsDeposited": {"account": "id", "deposit": "id", "amount": "count"},
     "JobSubmitted": {"account": "id", "job": "id", "spec": SPEC, "placement": WISH, "limits": LIMITS, "hold": "count"},
+    "BatchSubmitted": {"account": "id", "batch": "id", "spec": SPEC, "placement": WISH, "limits": LIMITS,
+                       "hold": "count", "tasks": TASKS, "max_running": "count", "max_failures": "count"},
+    "TasksOpened": {"batch": "id", "submission": "count", "first": "count", "up_to": "count"},
+    "BatchClosed": {"batch": "id", "submission": "count", "reason": CLOSED, "opened": "count", "account": "id",
+                    "released": "count"},
     "PayoutRequested": {"account": "id", "payout": "id", "amount": "count"},
     "PayoutPaid": PAID,
     "PayoutFailed": {**PAID, "reason": "text"},
@@ -108,7 +119,7 @@ SCHEMAS: Dict[str, Any] = {
 
 
 class Event(NamedTuple):
-    """A valid event: its place, its recorded time, its author, and its body."""
+    """A valid event: its place, its recorded time, its author, its body, and the sequence of its cause."""
 
     seq: int
     nanos: int
@@ -116,6 +127,7 @@ class Event(NamedTuple):
     version: int
     actor: str
     body: Dict[str, Any]
+    cause: Optional[int]
 
 
 class Doubtful(Exception):
@@ -203,7 +215,7 @@ def subject(name: str, body: Dict[str, Any]) -> str:
     """The subject that an event belongs under."""
     if name == "JobAssigned":
         return f"market.job.{body.get('job')}.assigned.{body.get('machine')}"
-    kind = "account" if name in OF_ACCOUNT else "machine" if name in OF_MACHINE else "job"
+    kind = KINDS[name]
     return f"market.{kind}.{body.get(kind)}.event"
 
 
@@ -233,7 +245,9 @@ def decode(message: Message) -> Optional[Event]:
     body = decode_body(message.body) if schema is not None else None
     if schema is None or body is None or not fits(body, schema) or message.subject != subject(name, body):
         return None
-    return Event(message.seq, message.nanos, name, int(version), message.headers["Gpubnb-Actor"], body)
+    cause = message.headers.get("Gpubnb-Cause")
+    return Event(message.seq, message.nanos, name, int(version), message.headers["Gpubnb-Actor"], body,
+                 None if cause is None else int(cause))
 
 
 def envelope_problems(message: Message, event: Event) -> List[str]:
@@ -247,6 +261,8 @@ def envelope_problems(message: Message, event: Event) -> List[str]:
     about = text(get(event.body, "job"))
     if job is None and event.name in OF_JOB + ("JobSubmitted",):
         problems.append(f"{event.name} has no correlation")
-    if job is not None and job != about:
+    if job is not None and event.name in OF_BATCH + ("BatchSubmitted",):
+        problems.append(f"{event.name} has the correlation {show(job)}")
+    elif job is not None and job != about:
         problems.append(f"the correlation {show(job)} is not the job {show(about)}")
     return problems

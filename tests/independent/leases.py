@@ -5,6 +5,7 @@ A lease is the sequence of `JobAssigned`. It is live until the attempt is declin
 
 from typing import Any, Dict, Optional
 
+from batches import Batch, Batches, personal
 from events import OF_JOB, Event, instant
 from market import Market, Need, need
 from report import Report, get, show
@@ -59,10 +60,11 @@ class Lease:
 
 
 class Job:
-    """What the log says about a job so far."""
+    """What the log says about a job so far. A task of a batch is a job, too: its submission is that of the batch."""
 
-    def __init__(self, submitted: Event) -> None:
+    def __init__(self, submitted: Event, batch: Optional[Batch] = None) -> None:
         self.submitted = submitted
+        self.batch = batch
         self.account: str = submitted.body["account"]
         self.hold: int = submitted.body["hold"]
         self.wish: Dict[str, Any] = submitted.body["placement"]
@@ -70,6 +72,7 @@ class Job:
         self.need: Need = need(submitted)
         self.state = "Queued"
         self.last_seq = submitted.seq
+        self.tried = False  # whether a machine has ever got the job
         self.live: Optional[Lease] = None
         self.used = 0  # attempts
         self.pauses = 0
@@ -95,9 +98,10 @@ class Job:
 class Leases:
     """All jobs, and the accepted leases of every machine."""
 
-    def __init__(self, report: Report, market: Market) -> None:
+    def __init__(self, report: Report, market: Market, batches: Batches) -> None:
         self._report = report
         self._market = market
+        self._batches = batches
         self.jobs: Dict[str, Job] = {}
         self._accepted: Dict[str, int] = {}
         self._unsettled: Dict[str, Job] = {}
@@ -112,9 +116,9 @@ class Leases:
     def fold(self, event: Event) -> None:
         """One event. A bill and an assignment are checked elsewhere, before they are folded here."""
         if event.name == "JobSubmitted":
-            earlier = self.jobs.setdefault(event.body["job"], Job(event))
-            if earlier.submitted.seq != event.seq and earlier.account == event.body["account"]:
-                self._violation(event.seq, f"the same account submitted this job at {earlier.submitted.seq}")
+            self._submitted(event)
+        elif event.name == "TasksOpened":
+            self._opened(event)
         if event.name not in OF_JOB:
             return
         self._report.count("steps")
@@ -129,6 +133,23 @@ class Leases:
         elif job.ending is None:
             self._step(event, job)
         job.last_seq = event.seq
+
+    def _submitted(self, event: Event) -> None:
+        """A job on its own, if the submission makes one."""
+        id, account = event.body["job"], event.body["account"]
+        if self._batches.made(event.seq):
+            self.jobs[id] = Job(event)
+            return
+        earlier = self.jobs.get(id)
+        if earlier is not None and earlier.batch is None and earlier.account == account:
+            self._violation(event.seq, f"the same account submitted this job at {earlier.submitted.seq}")
+
+    def _opened(self, event: Event) -> None:
+        """The tasks that the batch now counts as opened become jobs. No decision about them is older than this."""
+        batch = self._batches.find(event.body["batch"])
+        for number in range(0 if batch is None else batch.jobs, 0 if batch is None else batch.opened):
+            job = self.jobs[batch.task(number)] = Job(batch.submitted, batch)
+            job.last_seq = event.seq
 
     def _check_state(self, event: Event, job: Job) -> None:
         """Whether the event is allowed in the job's state."""
@@ -151,7 +172,9 @@ class Leases:
         """Whether the event is written in the name of somebody who may."""
         name, actor, reason = event.name, event.actor, get(event.body, "reason.name")
         machine = None if job.live is None else f"machine:{job.live.machine}"
-        person = actor == f"account:{job.account}" or actor == "operator" or actor.startswith("operator:")
+        person = personal(actor, job.account)
+        if actor == "platform" and job.batch is not None and job.batch.closed is not None:
+            person = True  # The market cancels the tasks of a closed batch as a person would.
         if name in ("JobAssigned", "Settled"):
             good = actor == "platform"
         elif name == "CancelRequested":
@@ -170,6 +193,8 @@ class Leases:
         """The end of a job's events."""
         self.second_rule = self.second_rule or event.body.get("rule") == 2
         if job.ending is not None:
+            if job.batch is not None and job.state != "settled":
+                job.batch.settled += 1
             job.state = "settled"
             self._unsettled.pop(event.body["job"], None)
 
@@ -209,7 +234,7 @@ class Leases:
             self._violation(event.seq, f"this is attempt {job.used + 1}, not {body['attempt']}")
         if job.used >= most:
             self._violation(event.seq, f"all {most} attempts are used up")
-        job.live, job.state = Lease(event), "Assigned"
+        job.live, job.state, job.tried = Lease(event), "Assigned", True
         self._market.take(event, job.live.machine, job.need, 1)
 
     def _attempt(self, event: Event, job: Job, live: Lease) -> None:
@@ -261,6 +286,11 @@ class Leases:
         """The ending of a job."""
         live = job.live
         job.ending, job.ended_lease = event, live
+        if job.batch is not None:
+            job.batch.failed += 1 if event.name == "Failed" else 0
+            if not job.tried and event.cause != job.submitted.seq:
+                self._violation(event.seq, f"the cause is {show(event.cause)}; of an ending without an attempt it is "
+                                           f"the submission, {job.submitted.seq}")
         self._unsettled[event.body["job"]] = job
         if live is not None:
             self._market.prove(event, live.machine)

@@ -15,6 +15,7 @@ from typing import List, Optional
 sys.dont_write_bytecode = True
 
 from archive import Archive, Message, Unreadable  # noqa: E402
+from batches import Batches  # noqa: E402
 from bills import Bills  # noqa: E402
 from ed25519 import decode_nats_key  # noqa: E402
 from events import OF_JOB, Doubtful, Event, decode, envelope_problems  # noqa: E402
@@ -33,9 +34,10 @@ class Reader:
         self._report = report
         self._archive = archive
         self._heads = Heads(report, archive)
-        self._ledger = Ledger(report)
+        self._batches = Batches(report)
+        self._ledger = Ledger(report, self._batches)
         self._market = Market(report)
-        self._leases = Leases(report, self._market)
+        self._leases = Leases(report, self._market, self._batches)
         self._bills = Bills(report, self._leases)
         self._placements = Placements(report, self._leases, self._market)
         self._manifests = Manifests(report, self._market.keys)
@@ -81,6 +83,7 @@ class Reader:
         job = self._leases.jobs.get(event.body["job"]) if event.name in OF_JOB else None
         machine = job.live.machine if job is not None and job.live is not None else None
         self._manifests.check(event, machine)
+        self._batches.fold(event)
         self._ledger.fold(event)
         self._leases.fold(event)
         self._market.fold(event)

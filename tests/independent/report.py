@@ -14,6 +14,7 @@ CHECKS = {
     "envelopes": "messages: headers, type, fields, subject",
     "ledger": "events that move money",
     "leases": "leases, from their assignment to their end",
+    "batches": "events of batches: task numbers, ends, authors",
     "steps": "events of jobs: state, live lease, author, fault, attempt, pause",
     "bills": "bills recomputed",
     "placements": "assignments decided again",
