@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 use crate::{
     CANCELLED,
     api::{Api, REQUEST_TIMEOUT},
-    args::{BatchCommand, EndArgs, MapArgs, QuoteArgs, RunArgs, TaskArgs},
+    args::{EndArgs, QuoteArgs, RunArgs},
+    batch_args::{BatchCommand, MapArgs, TaskArgs},
     datasets,
     directory::Directory,
     download,

@@ -20,6 +20,7 @@ mod account;
 mod api;
 mod args;
 mod batch;
+mod batch_args;
 mod datasets;
 mod directory;
 mod download;

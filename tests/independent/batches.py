@@ -31,7 +31,8 @@ class Batch:
         self.account: str = submitted.body["account"]
         self.hold: int = submitted.body["hold"]  # of each task
         self.count: int = submitted.body["tasks"]["count"]
-        self.opened = 0  # tasks that became jobs: those with a lower number than this
+        self.opened = 0  # the tasks with a lower number than this were opened
+        self.jobs = 0  # the tasks with a lower number than this are followed as jobs
         self.failed = 0
         self.settled = 0
         self.closed: Optional[Event] = None

@@ -60,7 +60,11 @@ class Lease:
 
 
 class Job:
-    """What the log says about a job so far. A task of a batch is a job, too: its submission is that of the batch."""
+    """What the log says about a job so far.
+
+    A task of a batch is a job, too. Its submission is that of the batch, whose `hold`, limits, placement and
+    specification are those of each task.
+    """
 
     def __init__(self, submitted: Event, batch: Optional[Batch] = None) -> None:
         self.submitted = submitted
@@ -147,9 +151,10 @@ class Leases:
     def _opened(self, event: Event) -> None:
         """The tasks that the batch now counts as opened become jobs. No decision about them is older than this."""
         batch = self._batches.find(event.body["batch"])
-        for number in range(0 if batch is None else batch.jobs, 0 if batch is None else batch.opened):
-            job = self.jobs[batch.task(number)] = Job(batch.submitted, batch)
+        while batch is not None and batch.jobs < batch.opened:
+            job = self.jobs[batch.task(batch.jobs)] = Job(batch.submitted, batch)
             job.last_seq = event.seq
+            batch.jobs += 1
 
     def _check_state(self, event: Event, job: Job) -> None:
         """Whether the event is allowed in the job's state."""

@@ -2,12 +2,14 @@
 
 from typing import Any, Dict, List, NamedTuple, Set, Tuple
 
+from batches import Batch, Batches
 from events import OF_ACCOUNT, Event
 from report import Report, show
 
 LARGEST_HOLD = 10_000 * 1_000_000
-POSTS = ("FundsDeposited", "JobSubmitted", "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased", "AccountClosed",
-         "Settled")
+SUBMISSIONS = ("JobSubmitted", "BatchSubmitted")
+POSTS = SUBMISSIONS + ("FundsDeposited", "PayoutRequested", "PayoutPaid", "PayoutFailed", "HoldReleased", "BatchClosed",
+                       "AccountClosed", "Settled")
 
 
 class Payout(NamedTuple):
@@ -18,18 +20,19 @@ class Payout(NamedTuple):
 
 
 class Submission(NamedTuple):
-    """A submission whose hold is not closed yet."""
+    """A submission whose hold is not closed yet. That of a batch is here only if it made no batch."""
 
     account: str
-    job: str
-    hold: int
+    id: str  # of the job or of the batch
+    hold: int  # of all tasks
 
 
 class Ledger:
     """The balances, in millionths of a dollar."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, batches: Batches) -> None:
         self._report = report
+        self._batches = batches
         self.balances: Dict[str, int] = {}
         self._opened: Set[str] = set()
         self._suspended: Set[str] = set()
@@ -37,8 +40,9 @@ class Ledger:
         self._payouts: Dict[Tuple[str, str], Payout] = {}
         self._closed: Set[Tuple[str, str]] = set()
         self._left: Set[str] = set()  # accounts whose owners closed them
-        self._first: Dict[str, int] = {}  # job -> the submission that made it
         self._submissions: Dict[int, Submission] = {}
+        self._tasks: Dict[int, Batch] = {}  # the submission of each batch
+        self._closed_tasks: Set[str] = set()
         self._due: Dict[str, int] = {}  # account -> what should be held
 
     def _violation(self, seq: int, what: str) -> None:
@@ -51,6 +55,8 @@ class Ledger:
             self._report.count("ledger")
         if name == "Settled":
             self._settled(event)
+        elif name == "BatchClosed":
+            self._closed_batch(event, body["account"])
         elif name in OF_ACCOUNT:
             self._account(event, body["account"])
         else:
@@ -72,7 +78,7 @@ class Ledger:
             self._violation(seq, f"{name} of an account that was never opened")
         if account in self._left:
             self._violation(seq, f"{name} of a closed account")
-        if name in ("JobSubmitted", "PayoutRequested", "AccountClosed") and account in self._suspended:
+        if name in SUBMISSIONS + ("PayoutRequested", "AccountClosed") and account in self._suspended:
             self._violation(seq, f"{name} of a suspended account")
         if name == "AccountSuspended":
             self._suspended.add(account)
@@ -83,7 +89,7 @@ class Ledger:
         elif name == "FundsDeposited":
             self._once(seq, self._deposits, (account, event.body["deposit"]), "deposit")
             self._move(seq, "external", f"available:{account}", event.body["amount"])
-        elif name == "JobSubmitted":
+        elif name in SUBMISSIONS:
             self._submitted(event, account)
         elif name == "HoldReleased":
             self._released(event, account)
@@ -103,33 +109,58 @@ class Ledger:
         self._move(seq, f"available:{account}", "fees", given_up)
 
     def _submitted(self, event: Event, account: str) -> None:
-        """A hold. Only the first submission of an id makes a job."""
-        job, hold, budget = event.body["job"], event.body["hold"], event.body["limits"]["budget"]
+        """A hold. That of a batch is held for each of its tasks. Only the first submission of an id makes something."""
+        body, hold, budget = event.body, event.body["hold"], event.body["limits"]["budget"]
         if hold != budget:
             self._violation(event.seq, f"the hold is {hold}, the budget {budget}")
         if hold > LARGEST_HOLD:
             self._violation(event.seq, f"the hold is {hold}, more than $10,000")
-        self._first.setdefault(job, event.seq)
-        self._submissions[event.seq] = Submission(account, job, hold)
-        self._due[account] = self._due.get(account, 0) + hold
-        self._move(event.seq, f"available:{account}", f"held:{account}", hold)
+        batch = self._batches.find(body["batch"]) if event.name == "BatchSubmitted" else None
+        total = hold if event.name == "JobSubmitted" else hold * body["tasks"]["count"]
+        if batch is not None and batch.submitted.seq == event.seq:
+            self._tasks[event.seq] = batch
+        else:
+            id = body["job"] if event.name == "JobSubmitted" else body["batch"]
+            self._submissions[event.seq] = Submission(account, id, total)
+        self._due[account] = self._due.get(account, 0) + total
+        self._move(event.seq, f"available:{account}", f"held:{account}", total)
 
-    def _close(self, seq: int, submission: int, account: str, job: str) -> int:
+    def _close(self, seq: int, submission: int, account: str, id: str) -> int:
         """Closes a hold, and returns it."""
         known = self._submissions.get(submission)
-        if known is None or known.account != account or known.job != job:
+        if known is None or known.account != account or known.id != id:
             self._violation(seq, f"{submission} is no open submission of this job by this account")
             return 0
         del self._submissions[submission]
         self._due[account] -= known.hold
         return known.hold
 
+    def _close_task(self, seq: int, batch: Batch, account: str, job: str) -> None:
+        """Closes the share that one task has in the hold of its batch."""
+        if account != batch.account or not batch.has_opened(job) or job in self._closed_tasks:
+            self._violation(seq, f"{batch.submitted.seq} has no open hold for this task by this account")
+            return
+        self._closed_tasks.add(job)
+        self._due[account] -= batch.hold
+
+    def _closed_batch(self, event: Event, account: str) -> None:
+        """The hold of the tasks that were not opened comes back. It does so once."""
+        batch, value = self._batches.find(event.body["batch"]), event.body["released"]
+        due = batch.rest() if batch is not None and batch.closed is event else 0
+        if value != due:
+            self._violation(event.seq, f"{value} is released, the hold of the tasks that were not opened is {due}")
+        if batch is not None:
+            self._due[batch.account] -= due
+        self._move(event.seq, f"held:{account}", f"available:{account}", value)
+
     def _released(self, event: Event, account: str) -> None:
-        """The hold of a submission that made no job comes back."""
-        job, submission, value = event.body["job"], event.body["submission"], event.body["amount"]
-        if self._first.get(job) == submission:
+        """The hold of a submission that made no job and no batch comes back."""
+        id, submission, value = event.body["job"], event.body["submission"], event.body["amount"]
+        if submission in self._tasks:
+            self._violation(event.seq, "the submission made the batch: only its bills and its end may release the hold")
+        elif self._batches.made(submission):
             self._violation(event.seq, "the submission made the job: only its bill may release the hold")
-        hold = self._close(event.seq, submission, account, job)
+        hold = self._close(event.seq, submission, account, id)
         if value != hold:
             self._violation(event.seq, f"{value} is released, the hold was {hold}")
         self._move(event.seq, f"held:{account}", f"available:{account}", value)
@@ -137,7 +168,11 @@ class Ledger:
     def _settled(self, event: Event) -> None:
         """A bill brings its own postings. Whether they are the right ones is checked with the bill."""
         body = event.body
-        self._close(event.seq, body["submission"], body["consumer"], body["job"])
+        batch = self._tasks.get(body["submission"])
+        if batch is None:
+            self._close(event.seq, body["submission"], body["consumer"], body["job"])
+        else:
+            self._close_task(event.seq, batch, body["consumer"], body["job"])
         self._post(event.seq, [(one["account"], one["amount"]) for one in body["postings"]])
 
     def _payout(self, event: Event, account: str) -> None:
@@ -194,8 +229,8 @@ class Ledger:
         for name, value in held.items():
             if value:
                 self._violation(seq, f"{show(name)} is {value}, and the account has no open hold")
-        for submission, known in self._submissions.items():
-            if self._first.get(known.job) != submission:
+        for submission in self._submissions:
+            if not self._batches.made(submission):
                 self._report.note("a submission made no job, and its hold is not released")
 
 

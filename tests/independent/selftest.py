@@ -17,12 +17,13 @@ import ed25519  # noqa: E402
 from cases import Case, billed, begun  # noqa: E402
 from merkle import Tree, head_text, leaf  # noqa: E402
 from reader import main  # noqa: E402
+from selftest_batches import Ends, Tasks  # noqa: E402
 from selftest_bills import Bills  # noqa: E402
 from selftest_jobs import Jobs, Money  # noqa: E402
 from selftest_placements import Pauses, Placements, Reasons, States  # noqa: E402
 from synthetic import CONSUMER, FOREIGN_KEY, MARKET_KEY, NEAR, Key, Line, Log, number  # noqa: E402
 
-__all__ = ["Bills", "Jobs", "Money", "Pauses", "Placements", "Reasons", "States"]
+__all__ = ["Bills", "Ends", "Jobs", "Money", "Pauses", "Placements", "Reasons", "States", "Tasks"]
 
 
 class Document(unittest.TestCase):

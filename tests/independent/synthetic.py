@@ -26,6 +26,7 @@ def number(kind: int, value: int) -> str:
 CONSUMER, PROVIDER, OTHER = number(0xA, 1), number(0xA, 2), number(0xA, 3)
 NEAR, FAR, NEW = number(0xB, 1), number(0xB, 2), number(0xB, 3)
 JOB, SECOND_JOB, THIRD_JOB = number(0xC, 1), number(0xC, 2), number(0xC, 3)
+BATCH = "01900000-0000-7000-8000-00000bb00000"
 DEPOSIT, PAYOUT = number(0xD, 1), number(0xE, 1)
 
 
@@ -34,6 +35,11 @@ def encode_point(point: ed25519.Point) -> bytes:
     inverse = pow(point[2], ed25519.P - 2, ed25519.P)
     x, y = point[0] * inverse % ed25519.P, point[1] * inverse % ed25519.P
     return (y | (x & 1) << 255).to_bytes(32, "little")
+
+
+def task(value: int) -> str:
+    """The id of a task of the batch, with this number."""
+    return f"{BATCH[:-5]}{value + 1:05x}"
 
 
 class Key:
@@ -79,6 +85,7 @@ class Log:
 
     def __init__(self) -> None:
         self.lines: List[Line] = []
+        self.batch = 0  # the submission of the batch
 
     def add(self, kind: str, body: Fields, actor: str = "platform", after: float = 1.0, **headers: str) -> int:
         """Adds an event, `after` seconds after the last one. Returns its sequence."""
@@ -88,11 +95,14 @@ class Log:
         if name == "JobAssigned":
             subject = f"market.job.{job}.assigned.{body['machine']}"
         else:
-            owner = "account" if of_account else "job" if job else "machine"
+            of_batch = name in ("TasksOpened", "BatchClosed")
+            owner = "batch" if of_batch else "account" if of_account else "job" if job else "machine"
             subject = f"market.{owner}.{body[owner]}.event"
         if job and not of_account:
             mine = [line["seq"] for line in self.lines if line["headers"].get("Gpubnb-Correlation") == job]
-            cause = mine[-1] if mine else 1
+            cause = mine[-1] if mine else self.batch or 1
+        if name in ("TasksOpened", "BatchClosed"):
+            cause = body["submission"]
         if name in ("PayoutPaid", "PayoutFailed"):
             cause = body["requested"]
         known = {"Nats-Msg-Id": f"event-{seq}", "Gpubnb-Type": kind if "." in kind else f"{kind}.v1",
@@ -132,13 +142,26 @@ class Log:
                   time: int = 600, attempts: int = 3, egress: Any = False, image: str = "i",
                   max_price: Optional[int] = None, **resources: int) -> int:
         """A job."""
-        asked = {"cpu_millis": 1000, "memory": 1000, "output": 1000, "gpus": 0, "vram": 0, **resources}
-        return self.add("JobSubmitted", {
-            "account": account, "job": job, "hold": hold, "placement": wish or cheapest(),
-            "spec": {"name": "j", "image": image, "command": [], "resources": asked, "egress": egress},
-            "limits": {"time": time, "budget": hold, "max_attempts": attempts, "queue": 86_400,
-                       **({} if max_price is None else {"max_price": max_price})},
-        }, f"account:{account}")
+        asked = request(hold, wish, time, attempts, egress, image, max_price, **resources)
+        return self.add("JobSubmitted", {"account": account, "job": job, **asked}, f"account:{account}")
+
+    def batch_submitted(self, count: int = 3, account: str = CONSUMER, batch: str = BATCH, hold: int = 500_000,
+                        max_failures: int = 0, table: Optional[Fields] = None, **asked: Any) -> int:
+        """A batch. The first event of each of its tasks names this event as its cause."""
+        self.batch = self.add("BatchSubmitted", {
+            "account": account, "batch": batch, **request(hold, **asked), "tasks": {"count": count, **(table or {})},
+            "max_running": 2, "max_failures": max_failures}, f"account:{account}")
+        return self.batch
+
+    def tasks_opened(self, first: int, up_to: int, actor: str = "platform", **changes: Any) -> int:
+        """Some tasks of the batch become jobs."""
+        return self.add("TasksOpened", {"batch": BATCH, "submission": self.batch, "first": first, "up_to": up_to,
+                                        **changes}, actor)
+
+    def batch_closed(self, reason: str, opened: int, released: int, actor: str = "platform", **changes: Any) -> int:
+        """No other task of the batch is opened."""
+        return self.add("BatchClosed", {"batch": BATCH, "submission": self.batch, "reason": reason, "opened": opened,
+                                        "account": CONSUMER, "released": released, **changes}, actor)
 
     def assigned(self, submission: int, machine: str = NEAR, price: int = 1_000_000, job: str = JOB,
                  candidates: int = 2, rejected: Tuple[Tuple[str, int], ...] = (), attempt: int = 1,
@@ -213,6 +236,16 @@ class Log:
                               ("manifest.json", json.dumps(manifest).encode())):
             with open(os.path.join(directory, file), "wb") as target:
                 target.write(content)
+
+
+def request(hold: int, wish: Optional[Fields] = None, time: int = 600, attempts: int = 3, egress: Any = False,
+            image: str = "i", max_price: Optional[int] = None, **resources: int) -> Fields:
+    """What jobs and batches ask for."""
+    asked = {"cpu_millis": 1000, "memory": 1000, "output": 1000, "gpus": 0, "vram": 0, **resources}
+    return {"hold": hold, "placement": wish or cheapest(),
+            "spec": {"name": "j", "image": image, "command": [], "resources": asked, "egress": egress},
+            "limits": {"time": time, "budget": hold, "max_attempts": attempts, "queue": 86_400,
+                       **({} if max_price is None else {"max_price": max_price})}}
 
 
 def cheapest(**requirements: Any) -> Fields:
