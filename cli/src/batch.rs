@@ -2,8 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{IsTerminal as _, Read as _},
+    io::IsTerminal as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,6 +13,7 @@ use gpubnb_events::{
     BatchId,
     batch_request::BatchRequest,
     job_request::{DatasetRequest, JobRequest},
+    text::make_plain,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
@@ -27,10 +27,11 @@ use crate::{
     datasets,
     directory::Directory,
     download,
-    job_args::JobOptions,
+    job_args::{JobArgs, JobOptions},
     show::{self, dollars, text},
     signal::StopSignal,
     submit::{self, Described},
+    task_lists::{read_lines, read_objects},
 };
 
 /// The directory below `/data` in which the tasks of `gpubnb map` find the files.
@@ -43,8 +44,6 @@ const LOOKS_PER_LINE: u32 = 30;
 const NAMED_FAILURES: usize = 5;
 /// The number of tasks whose files are downloaded at the same time.
 const CONCURRENT_DOWNLOADS: usize = 4;
-/// The largest file of lines or of JSON, bytes. The market takes less.
-const MAX_LIST_BYTES: u64 = 16 << 20;
 /// The fewest characters of an id that name a batch.
 const SHORTEST: usize = 4;
 /// The most pages of the list that are searched.
@@ -58,6 +57,10 @@ pub(crate) struct Submission {
     options: JobOptions,
     command: Vec<String>,
     tasks: TaskArgs,
+    /// The lines of `--each-line`; `None` without this option.
+    lines: Option<Vec<String>>,
+    /// The objects of `--from-json`; empty without this option.
+    objects: Vec<BTreeMap<String, String>>,
     /// The files of `gpubnb map`; empty for `gpubnb run`.
     files: Vec<PathBuf>,
     end: EndArgs,
@@ -73,39 +76,46 @@ impl Submission {
             "the command has no {{}}, so that every task would do the same: gpubnb map 'python convert.py {{}}' *.wav"
         );
         let tasks = TaskArgs { max_running, max_failures, ..TaskArgs::default() };
-        Ok(Self { directory: code, options, command: words, tasks, files, end, id })
+        let (lines, objects) = (None, Vec::new());
+        Ok(Self { directory: code, options, command: words, tasks, lines, objects, files, end, id })
     }
 
-    fn from_quote(quote: QuoteArgs) -> Self {
+    fn from_quote(quote: QuoteArgs) -> anyhow::Result<Self> {
         let QuoteArgs { job, tasks } = quote;
-        let (directory, options, command) = (job.directory, job.options, job.command);
         let end = EndArgs { detach: true, output: None, no_download: true };
-        Self { directory, options, command, tasks, files: Vec::new(), end, id: None }
+        Self::new(job, tasks, end, None)
+    }
+
+    /// Reads the lists of tasks, which may come from the standard input.
+    fn new(job: JobArgs, tasks: TaskArgs, end: EndArgs, id: Option<BatchId>) -> anyhow::Result<Self> {
+        let (directory, options, command) = (job.directory, job.options, job.command);
+        let lines = tasks.each_line.as_deref().map(read_lines).transpose()?;
+        let objects = tasks.from_json.as_deref().map(read_objects).transpose()?.unwrap_or_default();
+        Ok(Self { directory, options, command, tasks, lines, objects, files: Vec::new(), end, id })
     }
 
     pub(crate) fn from_run(run: RunArgs) -> anyhow::Result<Self> {
         let RunArgs { job, id, tasks, end } = run;
         let id = id.map(|id| id.to_string().parse::<BatchId>()).transpose();
         let id = id.context("the id of a batch ends with five zeros")?;
-        let (directory, options, command) = (job.directory, job.options, job.command);
-        Ok(Self { directory, options, command, tasks, files: Vec::new(), end, id })
+        Self::new(job, tasks, end, id)
     }
 
-    /// The request, without the files of the job, and the input files of every task.
-    fn request(&self, files: Option<&Directory>) -> anyhow::Result<(BatchRequest, Vec<String>)> {
+    /// The request, without the files of the job, and the input files of every task. `files` are the paths of the files
+    /// of `gpubnb map` in their dataset.
+    fn request(&self, files: &[String]) -> anyhow::Result<(BatchRequest, Vec<String>)> {
         let described =
             Described { directory: self.directory.as_deref(), options: &self.options, command: &self.command };
         let (job, inputs) = submit::describe(described)?;
-        let TaskArgs { array, each_line, from_json, sweep, max_running, max_failures } = &self.tasks;
-        let lines = each_line.as_deref().map(read_lines).transpose()?;
-        let paths = files.map(|files| files.manifest.files.iter().map(|file| format!("/data/{FILES}/{}", file.path)));
+        let TaskArgs { array, sweep, max_running, max_failures, .. } = &self.tasks;
+        let of_files = || files.iter().map(|path| format!("/data/{FILES}/{path}")).collect();
         let request = BatchRequest {
             batch: None,
             job,
             array: array.clone(),
-            items: lines.or_else(|| paths.map(Iterator::collect)).unwrap_or_default(),
+            items: self.lines.clone().unwrap_or_else(of_files),
             sweep: sweep.iter().cloned().collect(),
-            tasks: from_json.as_deref().map(read_objects).transpose()?.unwrap_or_default(),
+            tasks: self.objects.clone(),
             indices: Vec::new(),
             max_running: *max_running,
             max_failures: *max_failures,
@@ -115,48 +125,9 @@ impl Submission {
     }
 }
 
-/// Reads a file, or the standard input for `-`.
-fn read_list(path: &Path) -> anyhow::Result<String> {
-    let mut list = String::new();
-    let read = |from: &mut dyn std::io::Read, list: &mut String| from.take(MAX_LIST_BYTES + 1).read_to_string(list);
-    let bytes = if path == Path::new("-") {
-        read(&mut std::io::stdin().lock(), &mut list)
-    } else {
-        fs::File::open(path).and_then(|mut file| read(&mut file, &mut list))
-    };
-    let bytes = bytes.with_context(|| format!("reading {}", path.display()))?;
-    ensure!(bytes as u64 <= MAX_LIST_BYTES, "{} has more than {} MiB", path.display(), MAX_LIST_BYTES >> 20);
-    Ok(list)
-}
-
-/// The lines of a file that are not blank.
-fn read_lines(path: &Path) -> anyhow::Result<Vec<String>> {
-    let list = read_list(path)?;
-    let lines: Vec<String> = list.lines().filter(|line| !line.trim().is_empty()).map(ToOwned::to_owned).collect();
-    ensure!(!lines.is_empty(), "{} has no lines: there is nothing to do", path.display());
-    Ok(lines)
-}
-
-/// The objects of a JSON list, or one object in each line.
-fn read_objects(path: &Path) -> anyhow::Result<Vec<BTreeMap<String, String>>> {
-    let list = read_list(path)?;
-    let objects: Vec<serde_json::Map<String, Value>> = if list.trim_start().starts_with('[') {
-        serde_json::from_str(&list)
-    } else {
-        serde_json::Deserializer::from_str(&list).into_iter().collect()
-    }
-    .with_context(|| format!("{} is no list of JSON objects", path.display()))?;
-    ensure!(!objects.is_empty(), "{} has no objects: there is nothing to do", path.display());
-    let as_text = |value: Value| match value {
-        Value::String(text) => text,
-        other => other.to_string(),
-    };
-    Ok(objects.into_iter().map(|object| object.into_iter().map(|(name, v)| (name, as_text(v))).collect()).collect())
-}
-
 /// `gpubnb quote` with many tasks. Nothing is uploaded.
 pub(crate) async fn quote(api: &Api, quote: QuoteArgs, json: bool) -> anyhow::Result<u8> {
-    let (request, _) = Submission::from_quote(quote).request(None)?;
+    let (request, _) = Submission::from_quote(quote)?.request(&[])?;
     let quote = api.post("/batches/quote", &serde_json::to_value(&request)?).await?;
     if json {
         outln!("{quote}");
@@ -224,17 +195,24 @@ pub(crate) async fn run(api: &Api, submission: Submission, json: bool) -> anyhow
 async fn prepare(api: &Api, submission: &Submission) -> anyhow::Result<BatchRequest> {
     let paths = submission.files.clone();
     let read = (!paths.is_empty()).then(|| tokio::task::spawn_blocking(move || Directory::of_files(&paths)));
-    let files = match read {
-        Some(read) => Some(read.await??),
-        None => None,
+    let (files, order) = match read {
+        Some(read) => read.await?.map(|(files, order)| (Some(files), order))?,
+        None => (None, Vec::new()),
     };
-    let (mut request, inputs) = submission.request(files.as_ref())?;
+    let (mut request, inputs) = submission.request(&order)?;
     let quote = api.post("/batches/quote", &serde_json::to_value(&request)?).await?;
     let expected = match &quote["expected"] {
         Value::Null => "no machine is free now".to_owned(),
         expected => format!("{} if each uses its full time on the machine that is free now", dollars(expected)),
     };
     errln!("{} tasks: {expected}. {} is set aside, and it costs no more.", quote["tasks"], dollars(&quote["hold"]));
+    let (hold, available) = (&quote["hold"], &quote["task"]["available"]);
+    ensure!(
+        hold.as_i64() <= available.as_i64(),
+        "this needs {}, and {} is available: add funds on the page Wallet, or name a --budget for each task",
+        dollars(hold),
+        dollars(available)
+    );
     request.job = submit::upload_files(api, request.job, submission.directory.as_deref(), &inputs).await?;
     if let Some(files) = files {
         let stored = datasets::push(api, files, None).await?;
@@ -293,8 +271,12 @@ async fn follow(api: &Api, id: &str, json: bool, mut stop: Option<&mut StopSigna
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
             () = signal.received() => {
-                api.post(&format!("/batches/{id}/cancel"), &json!({})).await?;
-                errln!("Cancelling the rest. Ctrl-C again leaves at once.");
+                let path = format!("/batches/{id}/cancel");
+                let cancel = || api.request(Method::POST, &path).timeout(REQUEST_TIMEOUT).json(&json!({}));
+                match api.send_repeatedly(cancel).await {
+                    Ok(_) => errln!("Cancelling the rest. Ctrl-C again leaves at once."),
+                    Err(e) => errln!("The rest was not cancelled: {e:#}. Try again: gpubnb batch cancel {id}"),
+                }
                 stop = None;
             }
         }
@@ -317,15 +299,14 @@ async fn print_failures(api: &Api, id: &str, batch: &Value) -> anyhow::Result<()
     if failed == 0 {
         return Ok(());
     }
-    let page = api.get(&format!("/batches/{id}/tasks?state=Failed&limit={NAMED_FAILURES}")).await?;
+    let seq = &batch["seq"];
+    let page = api.get(&format!("/batches/{id}/tasks?state=Failed&limit={NAMED_FAILURES}&min_seq={seq}")).await?;
     for task in show::rows(&page) {
         let parameters: Vec<String> = task["parameters"]
             .as_object()
             .into_iter()
             .flatten()
-            .map(|(name, value)| {
-                format!("{name}={}", gpubnb_events::text::make_plain(value.as_str().unwrap_or_default()))
-            })
+            .map(|(name, value)| format!("{name}={}", make_plain(value.as_str().unwrap_or_default())))
             .collect();
         errln!(
             "  task {} {}: {}, gpubnb logs {}",
@@ -338,24 +319,30 @@ async fn print_failures(api: &Api, id: &str, batch: &Value) -> anyhow::Result<()
     if failed > NAMED_FAILURES as u64 {
         errln!("  and {} more: gpubnb batch tasks {id} --state Failed", failed - NAMED_FAILURES as u64);
     }
-    errln!("Try the failed tasks again: gpubnb batch retry {id}");
+    let names = |field: &str| batch["spec"][field].as_array().cloned().unwrap_or_default();
+    let has_own_values = names("env").iter().any(|name| !names("secrets").contains(name));
+    if !batch["ended_at"].is_null() && !has_own_values {
+        errln!("Try the failed tasks again: gpubnb batch retry {id}");
+    }
     Ok(())
 }
 
-/// All tasks of a batch, page after page.
-async fn all_tasks(api: &Api, id: &str, state: Option<&str>) -> anyhow::Result<Vec<Value>> {
-    let state = state.map_or_else(String::new, |state| format!("&state={state}"));
-    show::all_rows(api, &format!("/batches/{id}/tasks"), &format!("?limit=200{state}"), usize::MAX).await
+/// All tasks of a batch, page after page, as they are at this sequence of the log or later.
+async fn all_tasks(api: &Api, id: &str, state: Option<&str>, seq: &Value) -> anyhow::Result<Vec<Value>> {
+    let state = serde_urlencoded::to_string(state.map(|state| [("state", state)]).unwrap_or_default())?;
+    let query = format!("?limit=200&min_seq={seq}&{state}");
+    show::all_rows(api, &format!("/batches/{id}/tasks"), &query, usize::MAX).await
 }
 
 /// Downloads the files of all tasks that ran. A file that cannot be saved does not keep the others from being saved.
 async fn fetch_all(api: &Api, id: &str, directory: &Path) -> anyhow::Result<()> {
-    let tasks = all_tasks(api, id, None).await?;
+    let seq = api.get(&format!("/batches/{id}")).await?["seq"].clone();
+    let tasks = all_tasks(api, id, None, &seq).await?;
     let ran = tasks.iter().filter(|task| !task["started_at"].is_null() && !task["ended_at"].is_null());
     let fetch_task = |task: &Value| {
-        let (job, directory) = (text(&task["job"]), directory.join(task["index"].to_string()));
+        let (job, directory, seq) = (text(&task["job"]), directory.join(task["index"].to_string()), seq.clone());
         async move {
-            let row = api.get(&format!("/jobs/{job}")).await?;
+            let row = api.get(&format!("/jobs/{job}?min_seq={seq}")).await?;
             download::save_files(api, &job, &row, &directory).await
         }
     };
@@ -363,7 +350,11 @@ async fn fetch_all(api: &Api, id: &str, directory: &Path) -> anyhow::Result<()> 
         futures_util::stream::iter(ran.map(fetch_task).collect::<Vec<_>>()).buffer_unordered(CONCURRENT_DOWNLOADS);
     let (mut saved, mut failed) = (0, 0);
     while let Some(files) = downloads.next().await {
-        let (of_task, failures) = files?;
+        // The files of one task do not keep those of the others from being saved.
+        let (of_task, failures) = files.unwrap_or_else(|e: anyhow::Error| {
+            errln!("gpubnb: {e:#}");
+            (0, 1)
+        });
         saved += of_task;
         failed += failures;
     }
@@ -401,7 +392,12 @@ pub(crate) async fn command(api: &Api, command: BatchCommand, json: bool) -> any
         BatchCommand::Results { batch } => {
             let id = find(api, &batch).await?;
             let table = api.send_repeatedly(|| api.request(Method::GET, &format!("/batches/{id}/results.csv"))).await?;
-            outln!("{}", table.text().await?.trim_end());
+            let table = table.text().await?;
+            // A machine chose the names of measurements, and a terminal obeys control characters.
+            let is_terminal = std::io::stdout().is_terminal();
+            for line in table.lines() {
+                outln!("{}", if is_terminal { make_plain(line) } else { line.to_owned() });
+            }
             Ok(0)
         }
         BatchCommand::Wait { batch } => {
@@ -477,12 +473,12 @@ async fn show_batch(api: &Api, id: &str, json: bool) -> anyhow::Result<u8> {
 }
 
 async fn tasks(api: &Api, id: &str, state: Option<&str>, json: bool) -> anyhow::Result<u8> {
-    let rows = all_tasks(api, id, state).await?;
+    let rows = all_tasks(api, id, state, &json!(0)).await?;
     if json {
         outln!("{}", json!({ "rows": rows }));
         return Ok(0);
     }
-    let plain = |value: &Value| gpubnb_events::text::make_plain(value.as_str().unwrap_or_default());
+    let plain = |value: &Value| make_plain(value.as_str().unwrap_or_default());
     let row = |task: &Value| {
         let parameters = task["parameters"].as_object().into_iter().flatten();
         let parameters: Vec<String> = parameters.map(|(name, value)| format!("{name}={}", plain(value))).collect();
@@ -493,32 +489,4 @@ async fn tasks(api: &Api, id: &str, state: Option<&str>, json: bool) -> anyhow::
     let head = ["INDEX", "STATE", "REASON", "PARAMETERS", "COST", "JOB"];
     show::print_table(&head, &rows.iter().map(row).collect::<Vec<_>>());
     Ok(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_and_objects_are_read_from_files() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("list");
-        let write = |content: &str| fs::write(&path, content).unwrap();
-        write("a\n\n b \n");
-        assert_eq!(read_lines(&path).unwrap(), ["a", " b "]);
-        write(" \n");
-        assert!(read_lines(&path).is_err());
-        for list in
-            [r#"[{"a": 1, "b": "x"}, {"a": 2.5, "b": "y"}]"#, "{\"a\": 1, \"b\": \"x\"}\n{\"a\": 2.5, \"b\": \"y\"}\n"]
-        {
-            write(list);
-            let objects = read_objects(&path).unwrap();
-            assert_eq!(
-                (objects[0]["a"].as_str(), objects[1]["a"].as_str(), objects[1]["b"].as_str()),
-                ("1", "2.5", "y")
-            );
-        }
-        write("[1]");
-        assert!(read_objects(&path).is_err());
-    }
 }

@@ -90,8 +90,8 @@ pub(crate) enum BatchCommand {
     Tasks {
         /// The batch: its id, or eight characters of it, as lists show it.
         batch: String,
-        /// Lists only tasks in this state, such as Failed.
-        #[arg(long)]
+        /// Lists only tasks in this state.
+        #[arg(long, value_parser = ["Queued", "Running", "Completed", "Failed", "Cancelled"], ignore_case = true)]
         state: Option<String>,
     },
     /// Prints a table (CSV) with the parameters, the result and the last measurements of each task.

@@ -54,30 +54,35 @@ impl Directory {
         Self::read(root, false)
     }
 
-    /// Single files, in the directory that has all of them.
-    pub(crate) fn of_files(paths: &[PathBuf]) -> anyhow::Result<Self> {
+    /// Single files, in the directory that has all of them. Also returns their paths in this directory, in the given
+    /// order. A link is read as the file to which it leads, and keeps its own name.
+    pub(crate) fn of_files(paths: &[PathBuf]) -> anyhow::Result<(Self, Vec<String>)> {
         let mut whole = Vec::new();
         for path in paths {
-            let full = path.canonicalize().with_context(|| format!("reading {}", path.display()))?;
-            ensure!(full.is_file(), "{} is not a file", path.display());
-            whole.push(full);
+            ensure!(path.is_file(), "{} is not a file", path.display());
+            // `a/../b` would be a name that no dataset has.
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let directory = directory.canonicalize().with_context(|| format!("reading {}", path.display()))?;
+            whole.push(directory.join(path.file_name().context("a file without a name")?));
         }
         let first = whole.first().context("there are no files")?;
         let holds_all = |directory: &&Path| whole.iter().all(|path| path.starts_with(directory));
         let root = first.ancestors().skip(1).find(holds_all).context("the files are in no directory")?.to_owned();
-        let mut files = BTreeMap::new();
-        for full in whole {
+        let (mut files, mut order) = (BTreeMap::new(), Vec::new());
+        for full in &whole {
             let path = full.strip_prefix(&root)?.to_str();
             let path = path.with_context(|| format!("the name of {} is not UTF-8", full.display()))?.to_owned();
-            let (bytes, sha256) = size_and_hash(&full).with_context(|| format!("reading {}", full.display()))?;
-            files.insert(path.clone(), DatasetFile { path, bytes, sha256, exec: false });
+            let (bytes, sha256) = size_and_hash(full).with_context(|| format!("reading {}", full.display()))?;
+            order.push(path.clone());
+            let before = files.insert(path.clone(), DatasetFile { path, bytes, sha256, exec: false });
+            ensure!(before.is_none(), "{} is named twice", full.display());
         }
         let found: Vec<Found> =
             files.values().map(|f| Found { path: f.path.clone(), bytes: f.bytes, is_link: false }).collect();
         check_size(&root, &found)?;
         let manifest = DatasetManifest::new(files.into_values().collect(), Vec::new());
         manifest.check().context("the files cannot be a dataset")?;
-        Ok(Self { root, manifest, secrets: Vec::new() })
+        Ok((Self { root, manifest, secrets: Vec::new() }, order))
     }
 
     /// Reads a directory. A directory that is too large is refused before its files are read.

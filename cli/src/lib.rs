@@ -35,6 +35,7 @@ mod show;
 mod signal;
 mod stream;
 mod submit;
+mod task_lists;
 mod verify;
 mod webhooks;
 

@@ -20,6 +20,12 @@ use crate::{
 pub const MAX_TASKS: u32 = 10_000;
 /// The most parameters of a task.
 pub const MAX_PARAMETERS: usize = 16;
+/// The longest name and the longest value of a parameter, bytes.
+pub const MAX_NAME: usize = 32;
+/// See [`MAX_NAME`].
+pub const MAX_VALUE: usize = 1_024;
+/// The most bytes of the list of tasks as JSON. A request with the list, and the job, has at most 256 KiB.
+pub const MAX_LIST: u64 = 192 << 10;
 /// The name of the parameter of a batch over items, such as the lines of a file: `{}` stands for it in a command, too.
 pub const ITEM: &str = "item";
 /// The prefix of the environment variables that have the parameters of a task: `GPUBNB_PARAM_LR` has the parameter
@@ -202,7 +208,9 @@ impl Task {
         while let Some(start) = rest.find('{') {
             let (before, from_brace) = rest.split_at(start);
             filled.push_str(before);
-            let value = from_brace.find('}').and_then(|end| {
+            // No name is longer, so a long argument of braces takes no long time.
+            let mut nearby = from_brace.as_bytes().iter().take(MAX_NAME + 2);
+            let value = nearby.position(|byte| *byte == b'}').and_then(|end| {
                 let value = self.value_of(from_brace.get(1..end)?)?;
                 Some((value, from_brace.get(end + 1..)?))
             });

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    batch::{BatchId, ITEM, MAX_TASKS, TaskList},
+    batch::{BatchId, ITEM, MAX_LIST, MAX_PARAMETERS, MAX_TASKS, TaskList},
     command::{SubmitBatch, SubmitJob},
     job_request::JobRequest,
     refusal::{Refusal, RefusalKind},
@@ -46,8 +46,8 @@ pub struct BatchRequest {
     /// The most tasks that machines have at the same time, from 1 to 1,000; without it, 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_running: Option<u32>,
-    /// The number of failed tasks after which no other task starts, and the running ones are cancelled; without it, a
-    /// tenth of the tasks, and at least ten.
+    /// The number of tasks that may fail. If one more fails, no other task starts, and the running ones are cancelled;
+    /// without it, a tenth of the tasks, and at least ten.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_failures: Option<u32>,
 }
@@ -98,15 +98,34 @@ fn length(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-fn table(names: Vec<String>, rows: Vec<Vec<String>>, field: &str) -> Result<TaskList, Refusal> {
-    if rows.len() > MAX_TASKS as usize {
+/// Refuses names and rows that are too many or too large, before they are made.
+fn check_size(field: &str, names: usize, rows: usize, bytes: usize) -> Result<(), Refusal> {
+    if rows > MAX_TASKS as usize {
         return Err(too_many(field));
     }
+    if names > MAX_PARAMETERS {
+        return Err(invalid(field, format!("A task has at most {MAX_PARAMETERS} parameters.")));
+    }
+    if bytes as u64 > MAX_LIST {
+        let message = format!(
+            "The parameters have more than {} KiB. Put them into a file of a dataset, and let each task read the line \
+             of its index.",
+            MAX_LIST >> 10
+        );
+        return Err(invalid(field, message));
+    }
+    Ok(())
+}
+
+fn table(names: Vec<String>, rows: Vec<Vec<String>>, field: &str) -> Result<TaskList, Refusal> {
+    check_size(field, names.len(), rows.len(), rows.iter().flatten().map(String::len).sum())?;
     Ok(TaskList { count: length(rows.len()), indices: Vec::new(), names, rows })
 }
 
 fn rows_of(tasks: &[BTreeMap<String, String>]) -> Result<TaskList, Refusal> {
+    let bytes = tasks.iter().flat_map(BTreeMap::values).map(String::len).sum();
     let names: BTreeSet<&String> = tasks.iter().flat_map(BTreeMap::keys).collect();
+    check_size("tasks", names.len(), tasks.len(), bytes)?;
     if let Some((number, missing)) = tasks.iter().enumerate().find_map(|(number, task)| {
         names.iter().find(|name| !task.contains_key(**name)).map(|missing| (number, missing))
     }) {
@@ -121,10 +140,14 @@ fn combinations(sweep: &BTreeMap<String, Vec<String>>) -> Result<TaskList, Refus
     if let Some((name, _)) = sweep.iter().find(|(_, values)| values.is_empty()) {
         return Err(invalid("sweep", format!("The parameter {name} has no value.")));
     }
+    check_size("sweep", sweep.len(), 0, 0)?;
     let count = sweep.values().try_fold(1_usize, |count, values| count.checked_mul(values.len()));
-    if count.is_none_or(|count| count > MAX_TASKS as usize) {
-        return Err(too_many("sweep"));
-    }
+    let count = count.filter(|count| *count <= MAX_TASKS as usize).ok_or_else(|| too_many("sweep"))?;
+    // Each value of a parameter occurs in the same number of rows.
+    let bytes_of = |values: &Vec<String>| {
+        values.iter().map(String::len).sum::<usize>().saturating_mul(count / values.len().max(1))
+    };
+    check_size("sweep", sweep.len(), count, sweep.values().map(bytes_of).fold(0, usize::saturating_add))?;
     let mut rows: Vec<Vec<String>> = vec![Vec::new()];
     for values in sweep.values() {
         let with_each = |row: &Vec<String>| {
@@ -146,8 +169,9 @@ fn parse_range(text: &str) -> Option<(u32, u32, NonZeroU32)> {
 /// The indices of an array, such as `0-999` or `1,2,5-7`. Each index occurs once.
 pub fn parse_array(text: &str) -> Result<Vec<u32>, Refusal> {
     let bad = || invalid("array", format!("Write indices as 0-999, 0-100:10 or 1,2,5-7, not `{text}`."));
-    let mut found = BTreeSet::new();
+    let (mut found, mut named) = (BTreeSet::new(), 0_usize);
     for part in text.split(',').map(str::trim) {
+        let before = found.len();
         if let Ok(index) = part.parse::<u32>() {
             found.insert(index);
         } else {
@@ -156,8 +180,11 @@ pub fn parse_array(text: &str) -> Result<Vec<u32>, Refusal> {
                 return Err(too_many("array"));
             }
             found.extend((first..=last).step_by(step.get() as usize));
+            named += ((last - first) / step) as usize;
         }
-        if found.len() > MAX_TASKS as usize {
+        // An index that is named again costs time, too.
+        named += 1.max(found.len() - before);
+        if found.len() > MAX_TASKS as usize || named > 4 * MAX_TASKS as usize {
             return Err(too_many("array"));
         }
     }
@@ -178,7 +205,11 @@ pub fn parse_sweep(text: &str) -> Result<(String, Vec<String>), Refusal> {
                 }
                 found.extend((first..=last).step_by(step.get() as usize).map(|number| number.to_string()));
             }
+            None if value.is_empty() => return Err(bad()),
             None => found.push(value.to_owned()),
+        }
+        if found.len() > MAX_TASKS as usize {
+            return Err(too_many("sweep"));
         }
     }
     Ok((name.trim().to_owned(), found))
@@ -197,7 +228,8 @@ mod tests {
         assert_eq!(parse_array("1, 2,5-7").unwrap(), [1, 2, 5, 6, 7]);
         assert_eq!(parse_array("0-100:50").unwrap(), [0, 50, 100]);
         assert_eq!(parse_array("3,3-4").unwrap(), [3, 4]);
-        for bad in ["", "a", "5-1", "1-", "1-3:0", "-1", "0-4294967295", "0-9999,20000-29999"] {
+        let again = ["0-9999"; 9].join(",");
+        for bad in [again.as_str(), "", "a", "5-1", "1-", "1-3:0", "-1", "0-4294967295", "0-9999,20000-29999"] {
             assert!(parse_array(bad).is_err(), "{bad}");
         }
     }
@@ -206,7 +238,7 @@ mod tests {
     fn a_sweep_has_one_task_for_each_combination() {
         assert_eq!(parse_sweep("lr=1e-3,1e-4").unwrap(), ("lr".to_owned(), vec!["1e-3".to_owned(), "1e-4".to_owned()]));
         assert_eq!(parse_sweep("seed=1-3").unwrap().1, ["1", "2", "3"]);
-        for bad in ["", "lr", "=1", "lr=", "seed=0-99999999"] {
+        for bad in ["", "lr", "=1", "lr=", "lr=0.1,", "seed=0-99999999"] {
             assert!(parse_sweep(bad).is_err(), "{bad}");
         }
         let sweep = ["lr=0.1,0.2", "seed=1-3"].map(|text| parse_sweep(text).unwrap());
@@ -219,6 +251,13 @@ mod tests {
         );
         let million = ["a=1-1000", "b=1-1000"].map(|text| parse_sweep(text).unwrap());
         assert_eq!(field(BatchRequest { sweep: million.into(), ..BatchRequest::default() }.task_list()), "sweep");
+        // Small in the request, and large when it is made.
+        let hundred: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+        let large = [("a", hundred.clone()), ("b", hundred), ("c", vec!["x".repeat(100_000)])];
+        let large = large.map(|(name, values)| (name.to_owned(), values)).into();
+        assert_eq!(field(BatchRequest { sweep: large, ..BatchRequest::default() }.task_list()), "sweep");
+        let many = (0..10_000).map(|number| (format!("p{number}"), vec!["1".to_owned()])).collect();
+        assert_eq!(field(BatchRequest { sweep: many, ..BatchRequest::default() }.task_list()), "sweep");
     }
 
     #[test]

@@ -6,7 +6,10 @@ use gpubnb_events::{
     event::{Check, Event},
     notification::{Delivery, Notification, NotificationKind, NotificationSettings},
 };
-use gpubnb_query::{QueryClient, view::JobState};
+use gpubnb_query::{
+    QueryClient,
+    view::{JobState, JobView},
+};
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -34,11 +37,7 @@ impl Notices {
         let made = match event {
             Event::Settled(e) => {
                 let settings = self.settings(e.consumer).await?;
-                // The end of a task is no news, but the end of its batch is.
-                let ended = match self.batch_of(e.job, seq).await? {
-                    Some(batch) => self.batch_ended(batch, (seq, at)).await?,
-                    None => self.job_ended(e.consumer, &settings, e.job, (seq, at)).await?,
-                };
+                let ended = self.ended(e.consumer, &settings, e.job, (seq, at)).await?;
                 let low = self.balance_of(e.consumer, settings, (seq, at)).await?;
                 // Earnings may end a low balance.
                 let earned = match e.provider.filter(|provider| *provider != e.consumer) {
@@ -49,7 +48,12 @@ impl Notices {
             }
             Event::JobSubmitted(e) => self.balance(e.account, seq, at).await?,
             Event::BatchSubmitted(e) => self.balance(e.account, seq, at).await?,
-            Event::BatchClosed(e) => self.batch_ended(e.batch, (seq, at)).await?,
+            Event::BatchClosed(e) => {
+                let ended = self.batch_ended(e.batch, (seq, at)).await?;
+                // The money that is free again may end a low balance.
+                let low = self.balance(e.account, seq, at).await?;
+                return Ok([ended, low].into_iter().flatten().flat_map(deliveries).collect());
+            }
             Event::FundsDeposited(e) => self.balance(e.account, seq, at).await?,
             Event::PayoutRequested(e) => self.balance(e.account, seq, at).await?,
             Event::PayoutPaid(e) => {
@@ -71,12 +75,22 @@ impl Notices {
         Ok(made.into_iter().flat_map(deliveries).collect())
     }
 
-    /// The batch of a job that is a task.
-    async fn batch_of(&self, job: JobId, seq: Seq) -> anyhow::Result<Option<BatchId>> {
-        if BatchId::of_task(job).is_none() {
+    /// The notification about the end of a job. The end of a task is no news, but the end of its batch is.
+    async fn ended(
+        &self,
+        account: AccountId,
+        settings: &NotificationSettings,
+        id: JobId,
+        (seq, at): (Seq, Timestamp),
+    ) -> anyhow::Result<Option<Told>> {
+        if ![NotificationKind::BatchEnded].iter().chain(&JOB_KINDS).any(|kind| settings.wants(*kind)) {
             return Ok(None);
         }
-        Ok(self.queries.job(Actor::Platform, job, seq).await?.spec.task.map(|task| task.batch))
+        let job = self.queries.job(Actor::Platform, id, seq).await?;
+        match &job.spec.task {
+            Some(task) => self.batch_ended(task.batch, (seq, at)).await,
+            None => Ok(job_ended(account, settings, &job, (seq, at))),
+        }
     }
 
     /// The notification that a batch ended, if it ended by the event with this sequence.
@@ -96,31 +110,6 @@ impl Notices {
         let data = json!({ "batch": batch, "name": view.spec.name, "counts": counts, "cost": cost });
         let path = format!("/batches/{batch}");
         self.wanted(view.account, NotificationKind::BatchEnded, (seq, at), title, path, data).await
-    }
-
-    async fn job_ended(
-        &self,
-        account: AccountId,
-        settings: &NotificationSettings,
-        id: JobId,
-        (seq, at): (Seq, Timestamp),
-    ) -> anyhow::Result<Option<Told>> {
-        if !JOB_KINDS.into_iter().any(|kind| settings.wants(kind)) {
-            return Ok(None);
-        }
-        let job = self.queries.job(Actor::Platform, id, seq).await?;
-        let (kind, ended) = match job.state {
-            JobState::Completed => (NotificationKind::JobCompleted, "completed".to_owned()),
-            JobState::Cancelled => (NotificationKind::JobCancelled, "was cancelled".to_owned()),
-            _ => {
-                let why = job.reason.map(|reason| format!(": {}", reason.description())).unwrap_or_default();
-                (NotificationKind::JobFailed, format!("failed{why}"))
-            }
-        };
-        let cost = job.cost.unwrap_or_default();
-        let title = format!("Job {} {ended}. It cost {cost}.", name(&job.spec.name));
-        let data = json!({ "job": id, "name": job.spec.name, "state": job.state.name(), "cost": cost });
-        Ok(Told::new(account, settings.clone(), kind, (seq, at), title, format!("/jobs/{id}"), data))
     }
 
     async fn balance(&self, account: AccountId, seq: Seq, at: Timestamp) -> anyhow::Result<Option<Told>> {
@@ -198,6 +187,27 @@ impl Notices {
     async fn settings(&self, account: AccountId) -> anyhow::Result<NotificationSettings> {
         read_settings(&self.bucket, account).await
     }
+}
+
+/// The notification about the end of a job that is no task.
+fn job_ended(
+    account: AccountId,
+    settings: &NotificationSettings,
+    job: &JobView,
+    (seq, at): (Seq, Timestamp),
+) -> Option<Told> {
+    let (kind, ended) = match job.state {
+        JobState::Completed => (NotificationKind::JobCompleted, "completed".to_owned()),
+        JobState::Cancelled => (NotificationKind::JobCancelled, "was cancelled".to_owned()),
+        _ => {
+            let why = job.reason.map(|reason| format!(": {}", reason.description())).unwrap_or_default();
+            (NotificationKind::JobFailed, format!("failed{why}"))
+        }
+    };
+    let (id, cost) = (job.job, job.cost.unwrap_or_default());
+    let title = format!("Job {} {ended}. It cost {cost}.", name(&job.spec.name));
+    let data = json!({ "job": id, "name": job.spec.name, "state": job.state.name(), "cost": cost });
+    Told::new(account, settings.clone(), kind, (seq, at), title, format!("/jobs/{id}"), data)
 }
 
 /// The settings of an account.

@@ -12,7 +12,7 @@ use async_nats::{
     },
 };
 use futures_util::StreamExt as _;
-use gpubnb_events::{Actor, Aggregate, Recorded, Seq, Timestamp, subject, telemetry::Heartbeat};
+use gpubnb_events::{Actor, Aggregate, BatchId, Event, Recorded, Seq, Timestamp, subject, telemetry::Heartbeat};
 use gpubnb_log::stream::TELEMETRY;
 use gpubnb_model::affected_aggregates;
 use gpubnb_query::view::{JobChange, NewState, Notice, TrailEvent};
@@ -39,6 +39,11 @@ pub(crate) async fn announce_events(client: Client, queries: Queries, mut change
         let Some(last) = batch.last() else { continue };
         let mut changed: HashSet<Aggregate> =
             batch.iter().filter_map(Recorded::event).flat_map(affected_aggregates).collect();
+        // An event of a task also changes the row of its batch.
+        let of_batch = |event: &Event| event.job().and_then(BatchId::of_task).map(|(batch, _)| batch);
+        let batches: HashSet<BatchId> = batch.iter().filter_map(Recorded::event).filter_map(of_batch).collect();
+        let is_known = |id: &BatchId| queries.read.has_batch(*id);
+        changed.extend(batches.into_iter().filter(is_known).map(Aggregate::Batch));
         let with_state = batch.len() <= MAX_BATCH_WITH_STATE;
         let news: Vec<_> = changed
             .iter()
@@ -52,13 +57,6 @@ pub(crate) async fn announce_events(client: Client, queries: Queries, mut change
             {
                 let machine = Aggregate::Machine(attempt.machine);
                 send_notice(&client, machine, last.seq, new_state(&queries, machine, &batch)).await;
-            }
-            // An event of a task also changes the row of its batch.
-            if let NewState::Job(job) = &news
-                && let Some(task) = &job.job.spec.task
-                && changed.insert(Aggregate::Batch(task.batch))
-            {
-                send_notice(&client, Aggregate::Batch(task.batch), last.seq, NewState::Ask).await;
             }
             send_notice(&client, aggregate, last.seq, news).await;
         }

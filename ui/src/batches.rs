@@ -6,23 +6,35 @@ use std::{
     fmt::Write as _,
 };
 
+use axum::http::StatusCode;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{
-    AccountId, Actor, BatchId, Seq,
+    AccountId, Actor, BatchId, Seconds, Seq,
     batch_request::BatchRequest,
-    command::{BatchQuote, SubmitBatch, SubmittedBatch},
-    event::Reason,
+    command::{BatchQuote, CancelBatch, Done, SubmitBatch, SubmittedBatch},
+    event::{CloseReason, Reason},
     job_request::JobRequest,
 };
 use gpubnb_query::{
     request::{TaskOrder, TasksQuery},
-    view::{JobState, TaskView},
+    view::{BatchView, JobState, TaskView},
 };
+
+use gpubnb_runtime::rpc::RpcError;
+use tokio::sync::Semaphore;
+use tracing::warn;
 
 use crate::{access::SignedIn, app::App, error::Problem, live::log, submission::Submission};
 
 /// The number of tasks that are read with one query.
 const TASKS_PER_QUERY: u32 = 200;
+/// The longest time for which a batch is open (`services/domain/src/batch.rs`). Its datasets must be kept for that
+/// time.
+const LONGEST: Seconds = Seconds(14 * 24 * 3_600);
+/// The most columns of measurements in a table of results: each name of a measurement makes one.
+const MAX_METRICS: usize = 100;
+/// The tables of results that are made at the same time.
+static TABLES: Semaphore = Semaphore::const_new(2);
 /// The number of tasks whose measurements are read at the same time.
 const CONCURRENT_READS: usize = 8;
 
@@ -49,7 +61,8 @@ impl BatchSubmission {
         };
         let batch = request.batch.unwrap_or_else(BatchId::generate);
         let earlier = earlier.map(|known| known.spec);
-        let job = Submission::prepare_with(app, account, request.job.clone(), batch.as_job(), earlier).await?;
+        let job =
+            Submission::prepare_with(app, account, request.job.clone(), (batch.as_job(), LONGEST), earlier).await?;
         let command = request.into_command(batch, job.command().clone()).map_err(Problem::from)?;
         Ok(Self { job, command })
     }
@@ -76,19 +89,36 @@ impl BatchSubmission {
 async fn all_tasks(
     app: &App,
     signed_in: SignedIn,
-    batch: BatchId,
+    batch: &BatchView,
     state: Option<JobState>,
 ) -> Result<Vec<TaskView>, Problem> {
     let (mut found, mut skip) = (Vec::new(), 0);
     loop {
-        let query = TasksQuery { batch, state, order: TaskOrder::Number, skip, limit: TASKS_PER_QUERY };
-        let page = app.queries.tasks(signed_in.actor(), query, Seq::ZERO).await?;
+        let id = batch.batch;
+        let query = TasksQuery { batch: id, state, order: TaskOrder::Number, skip, limit: TASKS_PER_QUERY };
+        // Another projector may be behind the one that answered about the batch.
+        let page = app.queries.tasks(signed_in.actor(), query, batch.seq).await?;
         found.extend(page.rows);
         match page.next.and_then(|next| next.parse().ok()) {
             Some(next) => skip = next,
             None => return Ok(found),
         }
     }
+}
+
+/// Cancels the rest of a batch. A repeated request succeeds, too, although a batch that is over has left the services.
+pub(crate) async fn cancel(app: &App, signed_in: SignedIn, batch: BatchId) -> Result<Done, Problem> {
+    let cancelled = app.command("batch", "cancel", signed_in.actor(), &CancelBatch { batch }).await;
+    if let Err(RpcError::Refused(refusal)) = &cancelled
+        && refusal.name == "UnknownBatch"
+    {
+        let view = app.queries.batch(signed_in.actor(), batch, Seq::ZERO).await?;
+        if view.closed == Some(CloseReason::Cancelled) {
+            return Ok(Done { seq: view.seq });
+        }
+        return Err(Problem::new(StatusCode::CONFLICT, "WrongState", "All tasks of the batch have ended."));
+    }
+    Ok(cancelled?)
 }
 
 /// Submits a new batch of the tasks that failed or were cancelled, with the id `retried_as`. The tasks keep their
@@ -109,16 +139,16 @@ pub(crate) async fn retry(
             use named secrets.";
         return Err(Problem::invalid("env", detail));
     }
-    let mut tasks = all_tasks(app, signed_in, batch, Some(JobState::Failed)).await?;
-    tasks.extend(all_tasks(app, signed_in, batch, Some(JobState::Cancelled)).await?);
+    let mut tasks = all_tasks(app, signed_in, &view, Some(JobState::Failed)).await?;
+    tasks.extend(all_tasks(app, signed_in, &view, Some(JobState::Cancelled)).await?);
     tasks.sort_by_key(|task| task.number);
     if tasks.is_empty() {
         return Err(Problem::invalid("batch", "All tasks completed: there is nothing to try again."));
     }
     let indices: Vec<u32> = tasks.iter().map(|task| task.index).collect();
     let job = JobRequest { job: None, ..JobRequest::from_job(&view.spec, &view.placement, &view.limits) };
-    let (batch, max_running) = (Some(retried_as), Some(view.max_running));
-    let request = BatchRequest { batch, job, max_running, ..BatchRequest::default() };
+    let (batch, max_running, max_failures) = (Some(retried_as), Some(view.max_running), Some(view.max_failures));
+    let request = BatchRequest { batch, job, max_running, max_failures, ..BatchRequest::default() };
     let request = if view.parameters.is_empty() {
         let array = indices.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         BatchRequest { array: Some(array), ..request }
@@ -131,19 +161,30 @@ pub(crate) async fn retry(
 /// The table of a batch's results as CSV: one line for each task, with its parameters, its result, and the last value
 /// of each of its measurements.
 pub(crate) async fn results_table(app: &App, signed_in: SignedIn, batch: BatchId) -> Result<String, Problem> {
+    let _permit = TABLES.acquire().await.map_err(|e| Problem::internal(&e))?;
     let view = app.queries.batch(signed_in.actor(), batch, Seq::ZERO).await?;
-    let tasks = all_tasks(app, signed_in, batch, None).await?;
+    let view_seq = view.seq;
+    let tasks = all_tasks(app, signed_in, &view, None).await?;
     let with_metrics = |task: TaskView| async move {
         // Only a program that has run can have measured anything.
         if task.started_at.is_none() {
             return Ok::<_, Problem>((task, BTreeMap::new()));
         }
-        let job = app.queries.job(signed_in.actor(), task.job, Seq::ZERO).await?;
-        Ok((task, log::last_metrics(app, &job).await?))
+        let read = async {
+            let job = app.queries.job(signed_in.actor(), task.job, view_seq).await?;
+            log::last_metrics(app, &job).await
+        };
+        // A task whose measurements cannot be read is in the table all the same.
+        let metrics = read.await.unwrap_or_else(|problem| {
+            warn!(job = %task.job, problem = problem.detail, "the measurements of a task are left out");
+            BTreeMap::new()
+        });
+        Ok((task, metrics.into_iter().take(MAX_METRICS).collect()))
     };
     let reads = futures_util::stream::iter(tasks).map(with_metrics).buffered(CONCURRENT_READS);
     let rows: Vec<(TaskView, BTreeMap<String, f64>)> = reads.try_collect().await?;
-    let metrics: BTreeSet<&String> = rows.iter().flat_map(|(_, metrics)| metrics.keys()).collect();
+    let metrics = rows.iter().flat_map(|(_, metrics)| metrics.keys()).collect::<BTreeSet<_>>();
+    let metrics: BTreeSet<&String> = metrics.into_iter().take(MAX_METRICS).collect();
     let mut table = String::new();
     let fixed = ["index", "state", "reason", "seconds", "cost_usd", "machine", "job"];
     let parameters = view.parameters.iter();

@@ -47,6 +47,11 @@ pub(crate) fn of_batch(mut request: BatchRequest, market: &str) -> Result<String
     snippets.render().map_err(|e| Problem::internal(&e))
 }
 
+/// The most items that a snippet shows.
+const MAX_ITEMS: usize = 20;
+/// The line after the items of a snippet.
+const END_OF_ITEMS: &str = "ITEMS";
+
 /// The command for one job with the options that name the tasks.
 fn with_tasks(command: &str, request: &BatchRequest) -> String {
     let mut options: Vec<String> = request.array.iter().map(|array| format!("--array={}", quoted(array))).collect();
@@ -54,17 +59,23 @@ fn with_tasks(command: &str, request: &BatchRequest) -> String {
         format!("--sweep={}", quoted(&format!("{name}={}", values.join(","))))
     };
     options.extend(request.sweep.iter().map(sweep));
+    let is_short = request.items.len() <= MAX_ITEMS && !request.items.iter().any(|item| item == END_OF_ITEMS);
     if !request.items.is_empty() {
-        options.push("--each-line=items.txt".to_owned());
+        options.push(if is_short { "--each-line=-" } else { "--each-line=items.txt" }.to_owned());
     }
     options.extend(request.max_running.map(|number| format!("--max-running={number}")));
     options.extend(request.max_failures.map(|number| format!("--max-failures={number}")));
     let separator = " \\\n  ";
     let options = options.join(separator);
     // The options stand before the command of the job.
-    match command.split_once(&format!("{separator}-- ")) {
+    let command = match command.split_once(&format!("{separator}-- ")) {
         Some((before, words)) => format!("{before}{separator}{options}{separator}-- {words}"),
         None => format!("{command}{separator}{options}"),
+    };
+    match (request.items.is_empty(), is_short) {
+        (true, _) => command,
+        (false, true) => format!("{command} <<'{END_OF_ITEMS}'\n{}\n{END_OF_ITEMS}", request.items.join("\n")),
+        (false, false) => format!("# First write the items into items.txt, one in each line.\n{command}"),
     }
 }
 

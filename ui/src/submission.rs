@@ -45,16 +45,17 @@ impl Submission {
             }
             _ => None,
         };
-        Self::prepare_with(app, account, request, job, earlier).await
+        Self::prepare_with(app, account, request, (job, Seconds(0)), earlier).await
     }
 
-    /// Like [`Self::prepare`]. `earlier` is the job or batch that was submitted with the same id before: a repeated
+    /// Like [`Self::prepare`]. The datasets must be kept for the time `least`, and longer if the limits of the job are
+    /// longer. `earlier` is the job or batch that was submitted with the same id before: a repeated
     /// submission is the same, also if a tag or a name has moved, or the registry is away.
     pub(crate) async fn prepare_with(
         app: &App,
         account: AccountId,
         mut request: JobRequest,
-        job: JobId,
+        (job, least): (JobId, Seconds),
         earlier: Option<JobSpec>,
     ) -> Result<Self, Problem> {
         let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
@@ -64,7 +65,7 @@ impl Submission {
                 earlier
             } else {
                 let longest = request.queue_seconds.unwrap_or(DAY).saturating_add(request.time_seconds.unwrap_or(DAY));
-                let until = app.now().plus(Seconds(longest).millis());
+                let until = app.now().plus(Seconds(longest.max(least.0)).millis());
                 transfer::resolve_datasets(app, account, &request.datasets, until).await?
             };
         if let Some(earlier) = earlier.and_then(|spec| image_of_earlier_job(spec, image?)) {

@@ -78,6 +78,12 @@ pub fn get(table: &Table, batch: BatchId) -> Result<Option<StoredBatch>, StoreEr
     Ok(row.zip(submitted).map(|(row, submitted)| StoredBatch { row, submitted }))
 }
 
+/// True if machines have tasks of the batch.
+pub fn is_running(table: &Table, batch: BatchId) -> Result<bool, StoreError> {
+    let row: Option<BatchRow> = gpubnb_store::get(table, &row_key(batch))?;
+    Ok(row.is_some_and(|row| row.counts.running > 0))
+}
+
 impl From<StoredBatch> for BatchView {
     fn from(stored: StoredBatch) -> Self {
         let StoredBatch { row, submitted } = stored;

@@ -250,7 +250,12 @@ impl Projection for Jobs {
         let key_of_row = row_key(job);
         if let Event::JobSubmitted(e) = event {
             // Only the first submission with a job's id counts (docs/adr/0003).
-            if rows.get::<JobRow>(&key_of_row)?.is_none() {
+            let batch = BatchId::of_task(job).map(|(batch, _)| batch_key(batch));
+            let is_taken = match batch {
+                Some(batch) => rows.get::<BatchSubmitted>(&batch)?.is_some(),
+                None => false,
+            };
+            if !is_taken && rows.get::<JobRow>(&key_of_row)?.is_none() {
                 add_job(rows, recorded, e);
                 rows.put_key(key(b'a', &[e.account.as_bytes(), job.as_bytes()]));
             }

@@ -72,8 +72,12 @@ impl Projection for Timeline {
         for aggregate in affected_aggregates(event) {
             // A trail of a job begins with the submission that made the job. A later submission with the same id
             // belongs to another account, and makes no job: see docs/adr/0003.
-            let is_submission_of_job = matches!((event, aggregate), (Event::JobSubmitted(_), Aggregate::Job(_)));
-            if is_submission_of_job && !rows.bytes(&length_key(aggregate))?.is_empty() {
+            // The same is true of batches.
+            let is_submission = matches!(
+                (event, aggregate),
+                (Event::JobSubmitted(_), Aggregate::Job(_)) | (Event::BatchSubmitted(_), Aggregate::Batch(_))
+            );
+            if is_submission && !rows.bytes(&length_key(aggregate))?.is_empty() {
                 continue;
             }
             let n = rows.upsert_bytes(&length_key(aggregate), |bytes| {

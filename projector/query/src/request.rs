@@ -62,7 +62,7 @@ pub enum TaskOrder {
 pub struct TasksQuery {
     /// The batch.
     pub batch: BatchId,
-    /// The tasks in this state.
+    /// The tasks in this state. `Running` also has the tasks that a machine prepares, and those whose files it uploads.
     pub state: Option<JobState>,
     /// The order.
     #[serde(default)]

@@ -2,6 +2,7 @@
 
 use gpubnb_events::{Clock as _, JobId, Millis, SystemClock, Timestamp};
 use gpubnb_model::{
+    batches::{self, Batches},
     jobs::{self, Jobs},
     rows::JobRow,
 };
@@ -35,13 +36,20 @@ pub(super) fn jobs(
     telemetry: &Telemetry,
     stuck_after: Option<Millis>,
 ) -> Result<Vec<StuckJob>, StoreError> {
-    let (table, now) = (tables.of(&Jobs)?, SystemClock.now());
+    let (table, all_batches, now) = (tables.of(&Jobs)?, tables.of(&Batches)?, SystemClock.now());
     let mut found = Vec::new();
     for key in table.scan_prefix(jobs::UNSETTLED_PREFIX).keys().take(MAX_CHECKED) {
         let key = key?;
         let id = key.get(1..).and_then(|id| id.try_into().ok()).and_then(|id| JobId::from_bytes(id).ok());
         let id = id.ok_or_else(|| StoreError::corrupt(&key, "the key has no job id"))?;
         let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(id))? else { continue };
+        // Most of a batch waits for the rest of it.
+        let is_waiting_task = row.spec.task.as_ref().filter(|_| row.state == JobState::Queued);
+        if let Some(task) = is_waiting_task
+            && batches::is_running(&all_batches, task.batch)?
+        {
+            continue;
+        }
         found.extend(check_job(&row, now, stuck_after));
         if found.len() >= MAX_STUCK {
             break;

@@ -38,6 +38,12 @@ pub struct Account {
     /// The number of the account's jobs that are not settled.
     #[serde(default)]
     pub open_jobs: u32,
+    /// The number of the account's batches that are not over.
+    #[serde(default)]
+    pub(crate) open_batches: u32,
+    /// The bytes of the submissions of these batches.
+    #[serde(default)]
+    pub(crate) open_batch_bytes: u64,
     /// The account's jobs that machines have.
     #[serde(default)]
     pub(crate) running: Running,
@@ -175,7 +181,7 @@ impl Account {
         if let Some(why) = &self.suspended {
             return Err(DomainError::Suspended(why.clone()));
         }
-        if self.open_jobs > 0 || self.held > MicroUsd::ZERO {
+        if self.open_jobs > 0 || self.open_batches > 0 || self.held > MicroUsd::ZERO {
             return Err(DomainError::CannotClose(
                 "Some of your jobs are not settled. Cancel them or wait for their end.",
             ));

@@ -83,8 +83,10 @@ impl World {
         }
         let mut batch = Batch::new(seq, at, e);
         batch.last = self.last_stray(Aggregate::Batch(e.batch));
+        let account = self.accounts.entry(e.account).or_default();
+        account.open_batches += 1;
+        account.open_batch_bytes = account.open_batch_bytes.saturating_add(batch.bytes);
         self.batches.insert(e.batch, batch);
-        self.accounts.entry(e.account).or_default().open_jobs += 1;
         self.submissions.add_batch(seq, at, e);
     }
 
@@ -112,7 +114,8 @@ impl World {
     fn remove_batch_if_over(&mut self, id: BatchId) {
         if let Some(batch) = self.batches.get(&id).filter(|batch| batch.is_over()) {
             let account = self.accounts.entry(batch.submitted.account).or_default();
-            account.open_jobs = account.open_jobs.saturating_sub(1);
+            account.open_batches = account.open_batches.saturating_sub(1);
+            account.open_batch_bytes = account.open_batch_bytes.saturating_sub(batch.bytes);
             self.batches.remove(&id);
         }
     }
@@ -133,7 +136,7 @@ impl World {
             }
         }
         if let Some(batch) = batch.and_then(|batch| self.batches.get_mut(&batch)) {
-            batch.count(before, job, event);
+            batch.count(before, job, at, event);
         }
         if let Some(account) = self.accounts.get_mut(&job.account) {
             account.running.change(price_before, job.running_price());

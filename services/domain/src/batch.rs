@@ -5,9 +5,11 @@
 //! The number of tasks that machines have at the same time is not guarded: while two replicas lead for a moment, it can
 //! be exceeded.
 
+use std::collections::BTreeSet;
+
 use gpubnb_events::{
     BatchId, Event, JobId, Millis, Seq, Timestamp,
-    batch::{ITEM, MAX_PARAMETERS, MAX_TASKS, Task, TaskList},
+    batch::{ITEM, MAX_LIST, MAX_NAME, MAX_PARAMETERS, MAX_TASKS, MAX_VALUE, Task, TaskList},
     command::SubmitBatch,
     event::{BatchClosed, BatchSubmitted, CloseReason, TasksOpened},
     message::{EventId, Proposal},
@@ -27,13 +29,11 @@ const DEFAULT_RUNNING: u32 = 100;
 const MAX_RUNNING: u32 = 1_000;
 /// Most tasks of a batch that wait for machines at the same time, so that other jobs need not wait behind all of them.
 const MAX_WAITING: u32 = 16;
+/// Most batches of one account that are not over, and most bytes of their submissions.
+pub(crate) const MAX_OPEN: u32 = 100;
+pub(crate) const MAX_OPEN_BYTES: u64 = 4 << 20;
 /// A batch of this age is closed. Its secrets and datasets are kept a little longer.
 const MAX_AGE: Millis = Millis(14 * 24 * 3_600_000);
-/// Most bytes of the list of tasks as JSON.
-const MAX_LIST: u64 = 384 << 10;
-/// Longest name and longest value of a parameter, bytes.
-const MAX_NAME: usize = 32;
-const MAX_VALUE: usize = 1_024;
 /// Longest argument of a command, bytes (`submission.rs`).
 const MAX_ARGUMENT: usize = 4_096;
 
@@ -46,7 +46,9 @@ pub struct Batch {
     pub submitted_at: Timestamp,
     /// The submission.
     pub submitted: BatchSubmitted,
-    /// The bytes of the submission's event. They count for the account until a task is paid for (`daily_bytes.rs`).
+    /// The bytes of the submission's event.
+    pub(crate) bytes: u64,
+    /// The same, until a task is paid for. They count for the account until then (`daily_bytes.rs`).
     pub(crate) unpaid_bytes: u64,
     /// The sequence of the last event of the batch, which is the guard of the next event. Zero before the first.
     pub last: Seq,
@@ -56,6 +58,8 @@ pub struct Batch {
     pub waiting: u32,
     /// The number of open tasks that machines have.
     pub running: u32,
+    /// The broker's time from which no machine has had a task of this batch.
+    pub idle_since: Timestamp,
     /// The number of tasks that failed.
     pub failed: u32,
     /// The number of tasks that are settled.
@@ -70,11 +74,13 @@ impl Batch {
             submission,
             submitted_at: at,
             submitted: e.clone(),
+            bytes: size_of(e),
             unpaid_bytes: size_of(e),
             last: Seq::ZERO,
             opened: 0,
             waiting: 0,
             running: 0,
+            idle_since: at,
             failed: 0,
             settled: 0,
             closed: None,
@@ -93,7 +99,8 @@ impl Batch {
     /// The number of tasks to open now. Tasks are opened when half of those that may wait are gone, so that not every
     /// task needs an event of its own.
     fn tasks_to_open(&self) -> u32 {
-        let most = MAX_WAITING.min(self.submitted.max_running);
+        // A task that may not start yet would only wait.
+        let most = MAX_WAITING.min(self.submitted.max_running.saturating_sub(self.running));
         let left = self.submitted.tasks.count.saturating_sub(self.opened);
         if self.closed.is_some() || self.waiting > most / 2 { 0 } else { left.min(most - self.waiting) }
     }
@@ -140,6 +147,12 @@ impl Batch {
         self.propose(event, format!("{batch}.closed"))
     }
 
+    /// True if a task may wait longer, although its own limit is over: machines work on the batch, or have done so
+    /// within the time that a task may wait.
+    pub(crate) fn may_wait(&self, now: Timestamp) -> bool {
+        self.running > 0 || now.since(self.idle_since) <= self.submitted.limits.queue.millis()
+    }
+
     /// True if machines have as many tasks as the consumer allowed.
     pub fn is_full(&self) -> bool {
         self.running >= self.submitted.max_running
@@ -171,7 +184,10 @@ impl Batch {
     }
 
     /// Counts a change of a task. `before` is the task's phase before the event.
-    pub(crate) fn count(&mut self, before: Phase, task: &Job, event: &Event) {
+    pub(crate) fn count(&mut self, before: Phase, task: &Job, at: Timestamp, event: &Event) {
+        if before.is_live() && !task.phase.is_live() && self.running == 1 {
+            self.idle_since = at;
+        }
         let change = |count: &mut u32, was: bool, is: bool| {
             *count = (*count + u32::from(is)).saturating_sub(u32::from(was));
         };
@@ -221,6 +237,9 @@ fn check_tasks(tasks: &TaskList) -> Result<(), DomainError> {
     if tasks.rows.len() != rows || (indices > 0 && indices != count) {
         return refuse("Each task needs one row of parameters, and one index or none.".to_owned());
     }
+    if tasks.indices.iter().collect::<BTreeSet<_>>().len() < indices {
+        return refuse("Two tasks have the same index.".to_owned());
+    }
     let is_value = |value: &String| value.len() <= MAX_VALUE && !value.chars().any(char::is_control);
     if !tasks.rows.iter().all(|row| row.len() == tasks.names.len() && row.iter().all(is_value)) {
         return refuse(format!(
@@ -252,6 +271,10 @@ fn check_commands(c: &SubmitBatch) -> Result<(), DomainError> {
     if c.job.spec.command.iter().any(|argument| task.fill_in(argument).len() > MAX_ARGUMENT) {
         let message = format!("With the parameters, an argument has more than {MAX_ARGUMENT} bytes.");
         return Err(DomainError::field("command", message));
+    }
+    if c.job.spec.template.is_some() && !c.tasks.names.is_empty() {
+        let message = "The program of a template does not read the parameters of tasks: name an image, or use indices.";
+        return Err(DomainError::field("tasks", message));
     }
     let has_item = c.tasks.names.iter().any(|name| name == ITEM);
     if !has_item && c.job.spec.command.iter().any(|argument| argument == "{}") {
@@ -327,26 +350,20 @@ mod tests {
         let mut offer = market.offer();
         offer.slots = 8;
         market.list_machine(offer);
-        let batch = market.submit_batch(SubmitBatch { max_running: Some(2), ..market.new_batch(40) });
-        market.open(batch);
-        let again = market.when(Actor::Platform, Command::OpenTasks(batch)).expect_refused();
-        assert!(matches!(again, DomainError::WrongState(_)));
-        let [first, second] = [0, 1].map(|number| batch.task(number).unwrap());
-        market.assign(first);
-        // Half of the waiting tasks are gone: the next are opened.
-        market.open(batch);
-        market.assign(second);
-        let third = batch.task(2).unwrap();
-        assert!(matches!(
-            market.when(Actor::Platform, Command::Assign(third)).expect_refused(),
-            DomainError::WrongState(_)
-        ));
-        assert_eq!(
-            due::scheduling_pass(&market.world, &crate::queue::ResumePlaces::new()).jobs,
-            [],
-            "the batch is full"
-        );
-        assert_eq!((market.batch(batch).running, market.batch(batch).opened), (2, 3));
+        let batch = market.submit_batch(SubmitBatch { max_running: Some(4), ..market.new_batch(40) });
+        let open = |market: &mut TestMarket| market.when(Actor::Platform, Command::OpenTasks(batch)).refused();
+        assert_eq!(open(&mut market), None);
+        assert!(matches!(open(&mut market), Some(DomainError::WrongState(_))));
+        let tasks = [0, 1, 2, 3].map(|number| batch.task(number).unwrap());
+        market.assign(tasks[0]);
+        market.assign(tasks[1]);
+        market.assign(tasks[2]);
+        assert!(open(&mut market).is_some(), "one may still start, and one waits");
+        market.assign(tasks[3]);
+        assert!(open(&mut market).is_some(), "no other task may start");
+        assert_eq!((market.batch(batch).running, market.batch(batch).opened), (4, 4));
+        // A task that waits may wait longer than its own limit while machines work on the batch.
+        assert!(market.batch(batch).is_full() && market.batch(batch).may_wait(market.now.plus(MAX_AGE)));
     }
 
     #[test]

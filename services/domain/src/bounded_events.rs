@@ -117,6 +117,7 @@ fn no_text_and_no_list_of_a_consumer_or_an_operator_makes_an_event_large() {
     submit.placement.requirements.gpu_model = Some("a".to_owned());
     submit.placement.requirements.region = Some("a".to_owned());
     let mut batch = market.new_batch(1);
+    (batch.job.spec.template, batch.job.spec.image) = (None, format!("ghcr.io/a/b@sha256:{}", "0".repeat(64)));
     (batch.job.budget, batch.job.spec.command) = (Some(MicroUsd(1_000)), vec!["a".to_owned()]);
     batch.tasks.indices = vec![7];
     (batch.tasks.names, batch.tasks.rows) = (vec!["a".to_owned()], vec![vec!["b".to_owned()]]);

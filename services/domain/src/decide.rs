@@ -106,7 +106,11 @@ impl World {
             Command::Report(id, c) => job()?.report(*id, c, now, settings),
             Command::Assign(_) => self.assign(job()?, now, settings),
             Command::Expire(_) => {
-                let expired = job()?.expire(now, Timestamp::EPOCH, settings);
+                let job = job()?;
+                if self.may_wait(job, now) {
+                    return Err(DomainError::WrongState("Machines work on the job's batch."));
+                }
+                let expired = job.expire(now, Timestamp::EPOCH, settings);
                 expired.ok_or(DomainError::WrongState("The job has exceeded no limit of time."))
             }
             Command::Abandon(_) => self.abandon(job()?, now, settings),
@@ -250,6 +254,7 @@ impl World {
         now: Timestamp,
         settings: &Settings,
     ) -> Result<BatchQuote, DomainError> {
+        submission::check(&c.job, settings)?;
         batch::check(c)?;
         let task = self.quote(id, &c.job, now, settings)?;
         let (tasks, (max_running, max_failures)) = (c.tasks.count, batch::bounds(c));

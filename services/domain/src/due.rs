@@ -103,5 +103,8 @@ fn due_expiry(
     if job.phase.is_live() && job.attempt.as_ref().is_some_and(|attempt| is_lost(attempt.machine)) {
         return Some(Command::Abandon(job.id));
     }
+    if world.may_wait(job, now) {
+        return None;
+    }
     job.expire(now, steady_since, settings).map(|_| Command::Expire(job.id))
 }

@@ -60,6 +60,11 @@ pub enum DomainError {
         "This account has {0} jobs that are not settled, and may have no more. Wait for some to end, or cancel some."
     )]
     TooManyJobs(u32),
+    /// The account has as many batches that are not over, or so large ones, that it may have no more.
+    #[error(
+        "This account has {0} batches that are not over, and may have no more. Wait for some to end, or cancel some."
+    )]
+    TooManyBatches(u32),
     /// The account or the machine has appended this many MiB of events on this day, without anything that pays for
     /// them.
     #[error(
@@ -117,6 +122,7 @@ impl DomainError {
             Self::CannotClose(_) => ("CannotClose", RefusalKind::Conflict),
             Self::NotGivenUp { .. } => ("NotGivenUp", RefusalKind::Conflict),
             Self::TooManyJobs(_) => ("TooManyJobs", RefusalKind::Conflict),
+            Self::TooManyBatches(_) => ("TooManyBatches", RefusalKind::Conflict),
             Self::DailyBytes(_) => ("DailyBytes", RefusalKind::Conflict),
             Self::InsufficientFunds { .. } => ("InsufficientFunds", RefusalKind::Funds),
             Self::PayoutTooLarge { .. } => ("PayoutTooLarge", RefusalKind::Funds),

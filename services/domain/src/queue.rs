@@ -51,11 +51,6 @@ impl Queue {
     pub(crate) fn places(&self) -> BTreeSet<QueuePlace> {
         self.0.values().flatten().copied().collect()
     }
-
-    /// The place of the job that has waited longest.
-    pub(crate) fn oldest(&self) -> Option<QueuePlace> {
-        self.0.values().filter_map(BTreeSet::first).min().copied()
-    }
 }
 
 /// An account with the next of its waiting jobs.
@@ -108,34 +103,35 @@ fn hourly_cost(job: &Job) -> u128 {
 }
 
 impl World {
-    /// The next jobs to look at, at most `most`, in the order of fair shares, and where the next pass goes on.
+    /// The next jobs to look at, at most `most`, in the order of fair shares, and where the next pass goes on. Passes
+    /// make rounds: in each round, every waiting job has its turn once, so no order of shares can starve anybody.
     pub(crate) fn fair_order(&self, resume: &ResumePlaces, most: usize) -> (Vec<JobId>, ResumePlaces) {
         let mut shares: BinaryHeap<Share<'_>> = self.queue.0.keys().filter_map(|id| self.share(*id, resume)).collect();
+        if shares.is_empty() && !resume.is_empty() {
+            return self.fair_order(&ResumePlaces::new(), most);
+        }
         let (mut jobs, mut places) = (Vec::new(), resume.clone());
         places.retain(|account, _| self.queue.0.contains_key(account));
         while jobs.len() < most {
-            let Some(mut share) = shares.pop() else { break };
+            // The round is over: the next one begins with the oldest job of each account.
+            let Some(mut share) = shares.pop() else { return (jobs, ResumePlaces::new()) };
             jobs.push(share.next.id);
+            // An account whose queue is finished keeps its last place until the round is over.
             places.insert(share.account, share.place());
             share.usage += hourly_cost(share.next);
-            match self.next_startable(&mut share.rest) {
-                Some(next) => shares.push(Share { next, ..share }),
-                // This account's queue is finished: the next pass begins at its oldest job.
-                None => drop(places.remove(&share.account)),
+            if let Some(next) = self.next_startable(&mut share.rest) {
+                shares.push(Share { next, ..share });
             }
         }
         (jobs, places)
     }
 
     /// The share of an account, with its first waiting job after the place at which the last pass stopped. `None` if no
-    /// job of the account may start.
+    /// job of the account may start in this round.
     fn share(&self, account: AccountId, resume: &ResumePlaces) -> Option<Share<'_>> {
-        let places = self.queue.0.get(&account)?;
-        let after = |place: QueuePlace| {
-            let mut rest = places.range((Bound::Excluded(place), Bound::Unbounded));
-            self.next_startable(&mut rest).map(|next| (next, rest))
-        };
-        let (next, rest) = resume.get(&account).and_then(|place| after(*place)).or_else(|| after(QUEUE_START))?;
+        let place = resume.get(&account).copied().unwrap_or(QUEUE_START);
+        let mut rest = self.queue.0.get(&account)?.range((Bound::Excluded(place), Bound::Unbounded));
+        let next = self.next_startable(&mut rest)?;
         let state = self.accounts.get(&account)?;
         let usage = u128::from(state.running.jobs) + amount(state.running.hourly_price);
         Some(Share { usage, weight: amount(state.held).max(1), next, account, rest })
@@ -210,7 +206,28 @@ mod tests {
         assert_eq!(first, jobs[..3]);
         let (second, places) = market.world.fair_order(&places, 3);
         assert_eq!((second, places.len()), (jobs[3..].to_vec(), 0));
-        let (third, _) = market.world.fair_order(&[(market.consumer, (Seq(u64::MAX), jobs[4]))].into(), 3);
-        assert_eq!(third, jobs[..3], "after the end, the queue begins anew");
+    }
+
+    #[test]
+    fn jobs_that_no_machine_takes_do_not_starve_an_account_that_runs_something() {
+        let mut market = given();
+        let deposit = Deposit { deposit: CommandId::generate(), amount: MicroUsd::dollars(1) };
+        market.when(market.as_operator(), Command::Deposit(market.provider, deposit)).expect_appended();
+        // The other account runs a job and has another that waits.
+        let [runs, waits] = [(); 2].map(|()| {
+            let job = market.new_submission();
+            let id = job.job;
+            market.when(market.as_provider(), Command::Submit(market.provider, job)).expect_appended();
+            id
+        });
+        market.assign(runs);
+        // The other account holds more money and runs nothing, so each pass serves it first.
+        let jobs: Vec<JobId> = (0..4).map(|_| market.submit(market.new_submission())).collect();
+        let mut places = ResumePlaces::new();
+        for expected in jobs.into_iter().chain([waits]) {
+            let (pass, next) = market.world.fair_order(&places, 1);
+            assert_eq!(pass, [expected]);
+            places = next;
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use gpubnb_events::{AccountId, Aggregate, BatchId, JobId, MachineId, MicroUsd, Seq};
+use gpubnb_events::{AccountId, Aggregate, BatchId, JobId, MachineId, MicroUsd, Seq, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -105,6 +105,19 @@ impl World {
         self.batch(job.spec.task.as_ref()?.batch)
     }
 
+    /// True for a waiting task whose batch is worked on: it waits longer than its own limit.
+    pub(crate) fn may_wait(&self, job: &Job, now: Timestamp) -> bool {
+        job.phase == Phase::Queued && self.batch_of(job).is_some_and(|batch| batch.may_wait(now))
+    }
+
+    /// The id under which the values of the job's environment are stored ([`Job::environment_id`]), if no other job
+    /// needs them. `None` for a job without such values.
+    pub fn last_use_of_environment(&self, job: &Job) -> Option<JobId> {
+        let is_last = |batch: &Batch| batch.closed.is_some() && batch.settled.saturating_add(1) >= batch.opened;
+        let is_needed = job.spec.env.is_empty() || self.batch_of(job).is_some_and(|batch| !is_last(batch));
+        (!is_needed).then(|| job.environment_id())
+    }
+
     /// True if this account has a job or a batch that still needs the values of the environment that are stored under
     /// this id ([`Job::environment_id`]).
     pub fn needs_environment(&self, account: AccountId, id: JobId) -> bool {
@@ -118,9 +131,11 @@ impl World {
         self.queue.places().into_iter().map(|(_, job)| job)
     }
 
-    /// The job that has waited longest for a machine.
+    /// The job that has waited longest for a machine. Tasks of a batch that machines work on do not count: most of a
+    /// batch waits for the rest of it.
     pub fn oldest_queued(&self) -> Option<&Job> {
-        self.queue.oldest().and_then(|(_, job)| self.jobs.get(&job))
+        let jobs = self.queue.places().into_iter().filter_map(|(_, job)| self.jobs.get(&job));
+        jobs.into_iter().find(|job| self.batch_of(job).is_none_or(|batch| batch.running == 0))
     }
 
     /// Jobs that ended and are not settled.

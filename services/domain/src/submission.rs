@@ -88,6 +88,9 @@ pub(crate) fn submit_batch(
         return Err(DomainError::IdReused("batch"));
     }
     check_may_submit(account, c.batch.as_job(), now, settings)?;
+    if account.open_batches >= batch::MAX_OPEN || account.open_batch_bytes >= batch::MAX_OPEN_BYTES {
+        return Err(DomainError::TooManyBatches(account.open_batches));
+    }
     check(job, settings)?;
     batch::check(c)?;
     let choice = || placement::choose(world, &placement::Request::of_submission(job, &BTreeMap::new()), now);

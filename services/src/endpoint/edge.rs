@@ -199,9 +199,10 @@ async fn cancel(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
 
 async fn cancel_batch(e: EndpointContext, r: Incoming) -> Result<Done, RpcError> {
     let CancelBatch { batch } = r.parse()?;
+    e.executor.catch_up().await?;
     let account = e.executor.replica.read(|w| w.batch(batch).map(|batch| batch.submitted.account));
     let done = e.executor.execute(r.actor, &Command::CancelBatch(batch)).await.map(done)?;
-    // A batch without open tasks is over at once. The others are tended by the process manager.
+    // A batch without open tasks is over at once. The secrets of the others go with their last task.
     if let Some(account) = account.filter(|_| e.executor.replica.read(|w| w.batch(batch).is_none())) {
         e.secrets.delete(account, batch.as_job()).await?;
     }

@@ -57,12 +57,17 @@ async fn settle(executor: &Executor, secrets: &JobSecrets) {
     for release in releases {
         execute(executor, release).await;
     }
-    // Tasks share the values of their batch.
-    let of = |job: &Job| (job.account, job.id, !job.spec.env.is_empty() && job.spec.task.is_none());
-    let ended: Vec<(AccountId, JobId, bool)> = executor.replica.read(|w| due::due_settlements(w).map(of).collect());
-    for (account, job, had_secrets) in ended {
+    let of = |w: &World, job: &Job| (job.account, job.id, w.last_use_of_environment(job));
+    let ended: Vec<(AccountId, JobId, Option<JobId>)> =
+        executor.replica.read(|w| due::due_settlements(w).map(|job| of(w, job)).collect());
+    for (account, job, environment) in ended {
+        // The newest state tells whether this is the last task of its batch: others may have been settled just now.
+        let environment =
+            executor.replica.read(|w| w.job(job).and_then(|job| w.last_use_of_environment(job))).or(environment);
         // Delete the secrets first: a settled job leaves memory, and no later sweep would find it.
-        if had_secrets && let Err(e) = secrets.delete(account, job).await {
+        if let Some(environment) = environment
+            && let Err(e) = secrets.delete(account, environment).await
+        {
             warn!(error = %e, %job, "the job's secrets could not be deleted; the job is settled later");
             continue;
         }
@@ -82,23 +87,23 @@ async fn schedule(executor: &Executor, resume: &ResumePlaces) -> ResumePlaces {
     pass.resume
 }
 
-/// Opens tasks, closes batches, and cancels the tasks of closed batches. When a batch is over, its secrets are deleted.
+/// Opens tasks, closes batches, and cancels the tasks of closed batches. The secrets of a batch whose tasks are all
+/// settled are deleted before the batch is closed; those of another one go with its last task.
 async fn tend_batches(executor: &Executor, secrets: &JobSecrets) {
     let now = executor.clock.now();
     for command in executor.replica.read(|w| due::due_batches(w, now, &executor.settings)) {
-        let of_batch = |w: &World| {
+        let without_use = |w: &World| {
             let batch = if let Command::EndBatch(id) = &command { w.batch(*id)? } else { return None };
-            let has_secrets = !batch.submitted.spec.env.is_empty();
-            has_secrets.then_some((batch.submitted.account, batch.submitted.batch))
+            let is_unused = !batch.submitted.spec.env.is_empty() && batch.settled >= batch.opened;
+            is_unused.then_some((batch.submitted.account, batch.submitted.batch))
         };
-        let with_secrets = executor.replica.read(of_batch);
-        execute(executor, command).await;
-        if let Some((account, batch)) = with_secrets
-            && executor.replica.read(|w| w.batch(batch).is_none())
+        if let Some((account, batch)) = executor.replica.read(without_use)
             && let Err(e) = secrets.delete(account, batch.as_job()).await
         {
-            warn!(error = %e, %batch, "the batch's secrets could not be deleted; the broker deletes old ones");
+            warn!(error = %e, %batch, "the batch's secrets could not be deleted; the batch is closed later");
+            continue;
         }
+        execute(executor, command).await;
     }
 }
 

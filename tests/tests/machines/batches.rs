@@ -34,6 +34,7 @@ fn micros(amount: &Value) -> i64 {
 /// The sum of the bills of a batch's tasks, from their receipts.
 async fn sum_of_receipts(market: &Market, batch: &str) -> i64 {
     let tasks = market.consumer.get(&format!("/batches/{batch}/tasks")).await.unwrap();
+    assert_eq!(tasks["next"], Value::Null, "one page has all tasks");
     let mut sum = 0;
     for task in tasks["rows"].as_array().unwrap() {
         let receipt = market.consumer.get(&format!("/jobs/{}/receipt", task["job"].as_str().unwrap())).await.unwrap();
@@ -132,8 +133,8 @@ async fn a_cancelled_batch_stops_its_tasks_and_frees_the_rest_of_the_money() {
         (&after["status"], &after["counts"]["cancelled"], &after["held"]),
         (&json!("Cancelled"), &json!(40), &json!(0))
     );
-    let refused = person.refusal(&["batch", "cancel", id]);
-    assert!(refused.contains("all its tasks are settled"), "{refused}");
+    // A cancellation may be repeated, and the batch of another ending cannot be cancelled.
+    person.run_successfully(&["batch", "cancel", id]);
 }
 
 #[tokio::test]

@@ -41,6 +41,32 @@ async fn make_history(system: &mut System, registry: &Registry) {
     for job in jobs {
         consumer.wait_until_settled(&job).await.unwrap();
     }
+    make_batches(consumer).await;
+}
+
+/// Batches of all endings: finished, stopped after too many failures, and cancelled while their tasks wait.
+async fn make_batches(consumer: &ApiClient) {
+    let mut failing = counting_job(2, 10);
+    failing["parameters"]["exit-code"] = json!("3");
+    let unplaceable = json!({ "template": "noop", "budget_usd": "0.01", "region": "nowhere" });
+    let batches = [
+        json!({ "job": noop_job(), "array": "0-11" }),
+        json!({ "job": failing, "array": "5-24", "max_running": 2, "max_failures": 1 }),
+        json!({ "job": unplaceable, "array": "0-29" }),
+    ];
+    let mut ids = Vec::new();
+    for batch in batches {
+        let submitted = consumer.post("/batches", &batch).await.unwrap();
+        ids.push(submitted["batch"].as_str().unwrap().to_owned());
+    }
+    let opened = async || consumer.get(&format!("/batches/{}", ids[2])).await.unwrap()["opened"] != 0;
+    wait_until("tasks of the last batch wait", opened).await;
+    consumer.post(&format!("/batches/{}/cancel", ids[2]), &json!({})).await.unwrap();
+    for (id, reason) in ids.iter().zip(["finished", "too_many_failures", "cancelled"]) {
+        let batch = async || consumer.get(&format!("/batches/{id}")).await.unwrap();
+        wait_until("the batch is over", async || !batch().await["ended_at"].is_null()).await;
+        assert_eq!(batch().await["closed"], reason);
+    }
 }
 
 /// Two accounts submit a job with the same id at once: the hold of the one that gets no job is released.

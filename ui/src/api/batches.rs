@@ -10,7 +10,7 @@ use axum::{
 use gpubnb_events::{
     BatchId, Seq,
     batch_request::BatchRequest,
-    command::{BatchQuote, CancelBatch, Done, SubmittedBatch},
+    command::{BatchQuote, Done, SubmittedBatch},
 };
 use gpubnb_query::{
     request::{BatchesQuery, TaskOrder, TasksQuery, TrailOf},
@@ -132,7 +132,7 @@ pub(crate) async fn get(
 /// Query parameters that choose tasks of a batch.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 pub(crate) struct TaskPage {
-    /// The state of the tasks.
+    /// The state of the tasks. `Running` also has the tasks that a machine prepares, and those whose files it uploads.
     #[serde(default)]
     state: Option<JobState>,
     /// The order: by number, or the failed tasks first.
@@ -168,7 +168,7 @@ pub(crate) async fn cancel(
     signed_in: SignedIn,
     Path(batch): Path<BatchId>,
 ) -> Result<Json<Done>, ApiError> {
-    Ok(Json(app.command("batch", "cancel", signed_in.actor(), &CancelBatch { batch }).await?))
+    Ok(Json(batches::cancel(&app, signed_in, batch).await?))
 }
 
 /// `POST /api/v1/batches/{batch}/retry`: submits a new batch of the tasks that failed or were cancelled. The header

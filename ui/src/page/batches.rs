@@ -11,16 +11,13 @@ use axum::{
     },
 };
 use futures_util::Stream;
-use gpubnb_events::{
-    Aggregate, BatchId, MicroUsd, Seq, Timestamp,
-    command::{CancelBatch, Done},
-    event::CloseReason,
-};
+use gpubnb_events::{Aggregate, BatchId, JobId, MicroUsd, Seq, Timestamp, event::CloseReason};
 use gpubnb_query::{
     request::{BatchesQuery, TaskOrder, TasksQuery},
     view::{BatchView, JobState, Page, TaskView},
 };
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::{Layout, csrf_field, render_fragment, render_page};
 use crate::{
@@ -38,6 +35,8 @@ use crate::{
 const BATCHES_PER_PAGE: u32 = 25;
 /// The number of tasks on one page of a batch.
 const TASKS_PER_PAGE: u32 = 50;
+/// An hour, milliseconds.
+const HOUR: i64 = 3_600_000;
 /// The most cells of the grid. With more tasks, a cell stands for several of them.
 const MAX_CELLS: usize = 1_000;
 /// The most cells that are links to their task.
@@ -88,12 +87,17 @@ pub(crate) struct TaskFilters {
 }
 
 /// The choices of the state filter.
-const STATES: [JobState; 5] =
-    [JobState::Failed, JobState::Running, JobState::Queued, JobState::Completed, JobState::Cancelled];
+const STATES: [(JobState, &str); 5] = [
+    (JobState::Failed, "failed"),
+    (JobState::Running, "running"),
+    (JobState::Queued, "waiting"),
+    (JobState::Completed, "completed"),
+    (JobState::Cancelled, "cancelled"),
+];
 
 impl TaskFilters {
     fn query(&self, batch: BatchId) -> TasksQuery {
-        let state = STATES.into_iter().find(|state| state.name() == self.state);
+        let state = STATES.into_iter().map(|(state, _)| state).find(|state| state.name() == self.state);
         let order = if state.is_some() { TaskOrder::Number } else { TaskOrder::WorstFirst };
         TasksQuery { batch, state, order, skip: self.skip, limit: TASKS_PER_PAGE }
     }
@@ -109,6 +113,7 @@ impl TaskFilters {
 struct BatchPage {
     layout: Layout,
     batch: BatchView,
+    is_own: bool,
     filters: TaskFilters,
     summary: String,
     grid: String,
@@ -131,6 +136,8 @@ impl BatchPage {
 struct BatchSummary<'a> {
     batch: &'a BatchView,
     csrf: String,
+    /// False for an operator who looks at the batch of another.
+    is_own: bool,
     /// The id of the batch that the button *Try the failed tasks again* submits.
     retry: BatchId,
     now: Timestamp,
@@ -176,7 +183,8 @@ impl BatchSummary<'_> {
     fn reason(&self) -> String {
         match self.batch.closed {
             None | Some(CloseReason::Finished) => String::new(),
-            Some(CloseReason::Cancelled) => "You cancelled the rest.".to_owned(),
+            Some(CloseReason::Cancelled) if self.is_own => "You cancelled the rest.".to_owned(),
+            Some(CloseReason::Cancelled) => "The rest was cancelled.".to_owned(),
             Some(CloseReason::TooManyFailures) => {
                 format!("More than {} tasks failed, so the rest was cancelled.", self.batch.max_failures)
             }
@@ -281,6 +289,20 @@ fn grid(batch: &BatchView, states: &[JobState]) -> String {
     html
 }
 
+/// The id of the batch that a second try of this one is. It is the same for every page within an hour, so a form that
+/// is sent twice is one batch, also after the page was loaded again.
+fn retry_id(batch: &BatchView, now: Timestamp) -> BatchId {
+    let hour = now.millis().div_euclid(HOUR) * HOUR;
+    let digest = Sha256::digest(format!("try {} of {} again at {hour}", batch.batch, batch.account));
+    let mut bytes = [0; 16];
+    bytes[..6].copy_from_slice(&hour.to_be_bytes()[2..]);
+    bytes[6..].copy_from_slice(&digest[..10]);
+    // The version and the variant of the id.
+    bytes[6] = 0x70 | (bytes[6] & 0x0f);
+    bytes[8] = 0x80 | (bytes[8] & 0x3f);
+    JobId::from_bytes(bytes).map_or_else(|_| BatchId::generate(), BatchId::beginning_like)
+}
+
 /// The parts of the page that live updates replace.
 struct Fragments {
     summary: String,
@@ -288,11 +310,11 @@ struct Fragments {
     tasks: String,
 }
 
-/// Reads a batch and renders the parts of its page. The second id is that of the batch that a second try would be.
+/// Reads a batch and renders the parts of its page.
 async fn load(
     app: &App,
     signed_in: SignedIn,
-    (id, retry): (BatchId, BatchId),
+    id: BatchId,
     filters: &TaskFilters,
     min_seq: Seq,
 ) -> Result<(BatchView, Fragments), Problem> {
@@ -307,7 +329,13 @@ async fn load(
     let next = page.next.and_then(|next| next.parse().ok());
     let tasks = TaskTable { batch: &batch, rows: rows.collect(), next, filters, now };
     let fragments = Fragments {
-        summary: render_fragment(&BatchSummary { batch: &batch, csrf: csrf_field(signed_in.viewer), retry, now })?,
+        summary: render_fragment(&BatchSummary {
+            batch: &batch,
+            csrf: csrf_field(signed_in.viewer),
+            is_own: batch.account == signed_in.account,
+            retry: retry_id(&batch, now),
+            now,
+        })?,
         grid: grid(&batch, &states),
         tasks: render_fragment(&tasks)?,
     };
@@ -321,10 +349,18 @@ pub(crate) async fn page(
     Path(id): Path<BatchId>,
     Query(filters): Query<TaskFilters>,
 ) -> Result<Html<String>, PageError> {
-    let (batch, fragments) = load(&app, signed_in, (id, BatchId::generate()), &filters, Seq(filters.seq)).await?;
+    let (batch, fragments) = load(&app, signed_in, id, &filters, Seq(filters.seq)).await?;
     let layout = Layout::new(batch.spec.name.clone(), "jobs", signed_in.viewer);
     let Fragments { summary, grid, tasks } = fragments;
-    Ok(render_page(&BatchPage { layout, batch, filters, summary, grid, tasks })?)
+    Ok(render_page(&BatchPage {
+        is_own: batch.account == signed_in.account,
+        layout,
+        batch,
+        filters,
+        summary,
+        grid,
+        tasks,
+    })?)
 }
 
 /// `GET /batches/{batch}/live`
@@ -336,11 +372,10 @@ pub(crate) async fn live(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, PageError> {
     app.queries.batch(signed_in.reading_actor(), id, Seq::ZERO).await?;
     let is_relevant = move |change: &Change| change.aggregate == Aggregate::Batch(id);
-    let ids = (id, BatchId::generate());
     Ok(parts::stream(app.changes.clone(), Duration::from_secs(1), is_relevant, move |seq| {
         let (app, filters) = (app.clone(), filters.clone());
         async move {
-            let (_, fragments) = load(&app, signed_in, ids, &filters, seq.max(Seq(filters.seq))).await?;
+            let (_, fragments) = load(&app, signed_in, id, &filters, seq.max(Seq(filters.seq))).await?;
             let Fragments { summary, grid, tasks } = fragments;
             Ok(vec![
                 PagePart::new("batch-summary", summary),
@@ -357,7 +392,7 @@ pub(crate) async fn cancel(
     signed_in: SignedIn,
     Path(batch): Path<BatchId>,
 ) -> Result<Redirect, PageError> {
-    let done: Done = app.command("batch", "cancel", signed_in.actor(), &CancelBatch { batch }).await?;
+    let done = batches::cancel(&app, signed_in, batch).await?;
     Ok(Redirect::to(&format!("/batches/{batch}?seq={}", done.seq)))
 }
 
@@ -382,6 +417,11 @@ pub(crate) async fn retry(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_states_of_the_filter_have_the_words_of_the_grid() {
+        assert_eq!(STATES.map(|(_, words)| words), ["failed", "running", "waiting", "completed", "cancelled"]);
+    }
 
     #[test]
     fn a_cell_of_several_tasks_shows_the_worst() {

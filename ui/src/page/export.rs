@@ -10,10 +10,13 @@ use axum::{
 };
 use futures_util::stream;
 use gpubnb_events::{
-    Actor, Seq,
+    Actor, BatchId, Seq,
     command::{ListSecrets, StoredSecret},
 };
-use gpubnb_query::request::{JobsQuery, StatementQuery};
+use gpubnb_query::{
+    request::{BatchesQuery, JobsQuery, StatementQuery, TaskOrder, TasksQuery},
+    view::TaskView,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -31,14 +34,18 @@ enum Next {
     Machines,
     /// The jobs after this cursor.
     Jobs(Option<String>),
+    /// The batches after this cursor.
+    Batches(Option<String>),
+    /// The tasks of a batch after this number of them. Then the batches after it.
+    Tasks(BatchId, u32),
     /// The lines of the statement before this sequence.
     Statement(Option<Seq>),
     /// Nothing.
     End,
 }
 
-/// `GET /account/export.jsonl`: the account, its machines, its jobs and its statement, as a stream. Each line is one
-/// JSON object with its `kind`.
+/// `GET /account/export.jsonl`: the account, its machines, its jobs, its batches with their tasks, and its statement,
+/// as a stream. Each line is one JSON object with its `kind`.
 pub(crate) async fn export(State(app): State<App>, signed_in: SignedIn) -> Result<Response, PageError> {
     let parts = stream::try_unfold(Next::Account, move |mut next| {
         let app = app.clone();
@@ -73,8 +80,21 @@ async fn part(app: &App, signed_in: SignedIn, next: &mut Next) -> Result<String,
         Next::Jobs(cursor) => {
             let query = JobsQuery { account: Some(account), cursor, limit: Some(JOBS), ..JobsQuery::default() };
             let page = app.queries.jobs(actor, query, Seq::ZERO).await?;
-            *next = page.next.map_or(Next::Statement(None), |cursor| Next::Jobs(Some(cursor)));
+            *next = page.next.map_or(Next::Batches(None), |cursor| Next::Jobs(Some(cursor)));
             Ok(page.rows.iter().map(|job| line("job", job)).collect())
+        }
+        Next::Batches(cursor) => {
+            let page = app.queries.batches(actor, BatchesQuery { account, cursor, limit: 1 }, Seq::ZERO).await?;
+            *next = page.rows.first().map_or(Next::Statement(None), |batch| Next::Tasks(batch.batch, 0));
+            Ok(page.rows.iter().map(|batch| line("batch", batch)).collect())
+        }
+        Next::Tasks(batch, skip) => {
+            let query = TasksQuery { batch, state: None, order: TaskOrder::Number, skip, limit: JOBS };
+            let page = app.queries.tasks(actor, query, Seq::ZERO).await?;
+            let rest = page.next.and_then(|next| next.parse().ok());
+            *next = rest.map_or_else(|| Next::Batches(Some(batch.to_string())), |skip| Next::Tasks(batch, skip));
+            let with_batch = |task: &TaskView| json!({ "batch": batch, "task": task });
+            Ok(page.rows.iter().map(|task| line("task", &with_batch(task))).collect())
         }
         Next::Statement(before) => {
             let page =

@@ -1,7 +1,10 @@
 //! The section *Run it many times* in the form of a job: from its fields to the request for a batch.
 
+use std::collections::BTreeMap;
+
 use gpubnb_events::{
     BatchId, JobId,
+    batch::MAX_PARAMETERS,
     batch_request::{BatchRequest, parse_sweep},
     job_request::JobRequest,
 };
@@ -9,7 +12,7 @@ use gpubnb_events::{
 use crate::error::Problem;
 
 /// The fields of the section.
-const FIELDS: [&str; 4] = ["tasks_as", "tasks", "max_running", "max_failures"];
+const FIELDS: [&str; 5] = ["tasks_as", "tasks", "max_running", "max_failures", "many"];
 
 /// The ways in which the field `tasks` is read, each with its words.
 pub(super) const WAYS: [(&str, &str); 3] = [
@@ -42,6 +45,12 @@ pub(super) fn split(fields: Vec<(String, String)>) -> (Vec<(String, String)>, Op
     (rest, Some(many).filter(|many| !many.text.is_empty()))
 }
 
+/// The same problem at the field of the form: the form has one field for all ways of naming tasks.
+pub(super) fn at_its_field(problem: Problem) -> Problem {
+    let is_about_tasks = matches!(problem.field.as_deref(), Some("array" | "items" | "sweep" | "indices"));
+    if is_about_tasks { Problem { field: Some("tasks".to_owned()), ..problem } } else { problem }
+}
+
 fn number(field: &'static str, text: &str) -> Result<Option<u32>, Problem> {
     if text.is_empty() {
         return Ok(None);
@@ -64,10 +73,20 @@ impl ManyTasks {
         let lines = self.text.lines().map(str::trim).filter(|line| !line.is_empty());
         Ok(match self.way.as_str() {
             "array" => BatchRequest { array: Some(self.text.clone()), ..request },
+            "sweep" if lines.clone().count() > MAX_PARAMETERS => {
+                return Err(Problem::invalid("tasks", format!("A task has at most {MAX_PARAMETERS} parameters.")));
+            }
             "sweep" => {
                 let pairs: Result<Vec<_>, _> = lines.map(parse_sweep).collect();
                 let pairs = pairs.map_err(|refusal| Problem::from(refusal.with_field("tasks")))?;
-                BatchRequest { sweep: pairs.into_iter().collect(), ..request }
+                let (named, sweep) = (pairs.len(), pairs.into_iter().collect::<BTreeMap<_, _>>());
+                if sweep.len() < named {
+                    return Err(Problem::invalid(
+                        "tasks",
+                        "A parameter is named twice: write all of its values in one line.",
+                    ));
+                }
+                BatchRequest { sweep, ..request }
             }
             _ => BatchRequest { items: lines.map(ToOwned::to_owned).collect(), ..request },
         })

@@ -123,7 +123,7 @@ impl NewJobPage {
     /// True if the address or an earlier job fills in more than the template, the machine and the template's fields.
     /// The person must see these fields, so their section is open.
     fn has_further_fields(&self) -> bool {
-        let in_view = ["template", "machine", "name", "tasks_as", "tasks", "max_running", "max_failures"];
+        let in_view = ["template", "machine", "name", "tasks_as", "tasks", "max_running", "max_failures", "many"];
         let is_in_view = |name: &str| in_view.contains(&name) || name.starts_with("parameter.");
         self.fields.iter().any(|(name, _)| !is_in_view(name))
     }
@@ -262,7 +262,7 @@ async fn prepare(app: &App, account: AccountId, fields: Vec<(String, String)>) -
             None => Prepared::Job(Box::new(Submission::prepare(app, account, request, JobId::generate()).await?)),
         })
     };
-    prepared.await.map_err(|problem: Problem| vec![problem])
+    prepared.await.map_err(|problem: Problem| vec![many_tasks::at_its_field(problem)])
 }
 
 impl Prepared {
@@ -305,7 +305,9 @@ pub(crate) async fn submit(
     Form(fields): Form<Vec<(String, String)>>,
 ) -> Result<Response, PageError> {
     let submitted = match prepare(&app, signed_in.account, fields.clone()).await {
-        Ok(prepared) => prepared.submit(&app, signed_in.actor()).await.map_err(|problem| vec![problem]),
+        Ok(prepared) => {
+            prepared.submit(&app, signed_in.actor()).await.map_err(|problem| vec![many_tasks::at_its_field(problem)])
+        }
         Err(problems) => Err(problems),
     };
     match submitted {
@@ -354,7 +356,8 @@ pub(crate) async fn quote(
     };
     let quoted = async {
         let prepared = prepare(&app, signed_in.account, fields).await?;
-        let (quote, batch) = prepared.quote(&app, signed_in.actor()).await.map_err(|problem| vec![problem])?;
+        let quoted = prepared.quote(&app, signed_in.actor()).await;
+        let (quote, batch) = quoted.map_err(|problem| vec![many_tasks::at_its_field(problem)])?;
         Ok((quote, batch, prepared.pinned()))
     };
     let now = app.now();

@@ -21,14 +21,14 @@ use axum::{
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use gpubnb_events::{
-    AccountId, Actor, JobId, Millis, Timestamp,
+    AccountId, Actor, Millis, Timestamp,
     dataset::{DatasetFile, DatasetId, DatasetManifest, MAX_PACK_BYTES, MAX_PACK_FILES},
     job_request::DatasetRequest,
     spec::DatasetMount,
 };
 use gpubnb_files::{FileInfo, NewFile, Owner};
 use gpubnb_log::stream::{DATASETS_KEPT, INPUTS, INPUTS_KEPT};
-use gpubnb_query::request::JobsQuery;
+use gpubnb_query::request::{BatchesQuery, JobsQuery};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -366,9 +366,10 @@ fn find<'a>(known: &'a [StoredDataset], wanted: &str) -> Option<&'a StoredDatase
 /// Removes a dataset that no open job has, and the contents that no other dataset of the account has.
 pub(crate) async fn remove_dataset(app: &App, account: AccountId, dataset: &DatasetId) -> Result<(), Problem> {
     let removed = manifest(app, account, dataset).await?.ok_or_else(|| Problem::not_found("dataset"))?;
-    let open = datasets_of_open_jobs(app, account).await?;
-    if let Some(job) = open.get(dataset) {
-        let detail = format!("The job {job} has not ended, and needs this dataset: cancel the job, or wait.");
+    let mut open = datasets_of_open_jobs(app, account).await?;
+    open.extend(datasets_of_open_batches(app, account).await?);
+    if let Some(needed_by) = open.get(dataset) {
+        let detail = format!("{needed_by} has not ended, and needs this dataset: cancel it, or wait.");
         return Err(Problem::new(StatusCode::CONFLICT, "InUse", detail));
     }
     let (app, dataset) = (app.clone(), dataset.clone());
@@ -391,8 +392,27 @@ pub(crate) async fn remove_dataset(app: &App, account: AccountId, dataset: &Data
     Box::pin(run_to_completion(work)).await
 }
 
-/// The datasets of the jobs of an account that have not ended, with one job of each.
-async fn datasets_of_open_jobs(app: &App, account: AccountId) -> Result<HashMap<DatasetId, JobId>, Problem> {
+/// The datasets of the batches of an account that are not over, with the name of one batch of each.
+async fn datasets_of_open_batches(app: &App, account: AccountId) -> Result<HashMap<DatasetId, String>, Problem> {
+    let mut open = HashMap::new();
+    let newest = app.datasets.newest_submission(account);
+    let mut query = BatchesQuery { account, cursor: None, limit: 50 };
+    for _ in 0..MAX_PAGES {
+        let page = app.queries.batches(Actor::Account(account), query.clone(), newest).await?;
+        for batch in page.rows.iter().filter(|batch| !batch.is_over()) {
+            let name = format!("The batch {}", batch.batch);
+            open.extend(batch.spec.datasets.iter().map(|mount| (mount.dataset.clone(), name.clone())));
+        }
+        query.cursor = page.next;
+        if query.cursor.is_none() {
+            break;
+        }
+    }
+    Ok(open)
+}
+
+/// The datasets of the jobs of an account that have not ended, with the name of one job of each.
+async fn datasets_of_open_jobs(app: &App, account: AccountId) -> Result<HashMap<DatasetId, String>, Problem> {
     let mut open = HashMap::new();
     let mut query = JobsQuery { account: Some(account), limit: Some(100), ..JobsQuery::default() };
     let newest = app.datasets.newest_submission(account);
@@ -400,7 +420,8 @@ async fn datasets_of_open_jobs(app: &App, account: AccountId) -> Result<HashMap<
     for _ in 0..MAX_PAGES {
         let page = app.queries.jobs(Actor::Account(account), query.clone(), newest).await?;
         for job in page.rows.iter().filter(|job| job.ended_at.is_none()) {
-            open.extend(job.spec.datasets.iter().map(|mount| (mount.dataset.clone(), job.job)));
+            let name = format!("The job {}", job.job);
+            open.extend(job.spec.datasets.iter().map(|mount| (mount.dataset.clone(), name.clone())));
         }
         query.cursor = page.next;
         if query.cursor.is_none() {

@@ -14,12 +14,20 @@ use crate::serve::access::{may_see, not_found};
 
 /// The most batches in one answer.
 const MAX_BATCHES: u32 = 50;
+/// The most bytes of an answer with several batches: the answer must fit into a message of the broker.
+const MAX_BYTES: usize = 300 * 1024;
 /// The most tasks in one answer. With the longest parameters, the answer must fit into a message of the broker.
 const MAX_TASKS: u32 = 200;
 /// The most bytes of the parameters of the tasks in one answer.
 const MAX_PARAMETERS: usize = 256 * 1024;
 
 impl ReadModels {
+    /// True if there is a batch with this id.
+    pub(crate) fn has_batch(&self, id: BatchId) -> bool {
+        let row = self.tables.of(&Batches).and_then(|table| table.get(batches::row_key(id)));
+        row.is_ok_and(|row| row.is_some())
+    }
+
     fn stored_batch(&self, actor: Actor, id: BatchId) -> Result<(Table, StoredBatch), RpcError> {
         let table = self.tables.of(&Batches).map_err(store_failure)?;
         let stored = batches::get(&table, id).map_err(store_failure)?;
@@ -43,16 +51,18 @@ impl ReadModels {
             None => table.scan_prefix(&prefix),
         };
         let limit = query.limit.clamp(1, MAX_BATCHES) as usize;
-        let mut page = Page { rows: Vec::<BatchView>::new(), next: None };
+        let (mut page, mut bytes) = (Page { rows: Vec::<BatchView>::new(), next: None }, 0);
         for key in keys.keys().rev() {
             let key = key.map_err(store_failure)?;
             let Some(id) = key.get(prefix.len()..).and_then(batches::parse_id) else { continue };
             let Some(stored) = batches::get(&table, id).map_err(store_failure)? else { continue };
-            if page.rows.len() == limit {
+            if page.rows.len() == limit || bytes > MAX_BYTES {
                 page.next = page.rows.last().map(|row| row.batch.to_string());
                 break;
             }
-            page.rows.push(stored.into());
+            let view = BatchView::from(stored);
+            bytes += serde_json::to_vec(&view).map_or(0, |json| json.len());
+            page.rows.push(view);
         }
         Ok(page)
     }
@@ -66,7 +76,7 @@ impl ReadModels {
         let (table, stored) = self.stored_batch(actor, query.batch)?;
         let numbers = (0_u32..).zip(batches::states(&table, &stored).map_err(store_failure)?);
         let mut wanted: Vec<(u32, JobState)> =
-            numbers.filter(|(_, state)| query.state.is_none_or(|wanted| wanted == *state)).collect();
+            numbers.filter(|(_, state)| query.state.is_none_or(|wanted| is_in(*state, wanted))).collect();
         if query.order == TaskOrder::WorstFirst {
             wanted.sort_by_key(|(_, state)| badness(*state));
         }
@@ -84,6 +94,12 @@ impl ReadModels {
         }
         Ok(page)
     }
+}
+
+/// True if a task in a state is listed for the wanted one. `Running` is every state in which a machine has the task.
+fn is_in(state: JobState, wanted: JobState) -> bool {
+    let is_live = |state| badness(state) == badness(JobState::Running);
+    state == wanted || (wanted == JobState::Running && is_live(state))
 }
 
 /// The place of a state in a list with the worst first.

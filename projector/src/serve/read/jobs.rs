@@ -46,8 +46,6 @@ impl ReadModels {
             Some(upper) => table.range(prefix.clone()..upper),
             None => table.scan_prefix(&prefix),
         };
-        // The account's jobs on a machine: a job belongs to the account if the account's list has the job's key.
-        let account_list = query.account.filter(|_| query.machine.is_some()).map(jobs::account_jobs_prefix);
         let mut last_scanned: Option<JobId> = None;
         for (scanned, key) in range.keys().rev().enumerate() {
             if scanned == MAX_SCAN {
@@ -58,15 +56,11 @@ impl ReadModels {
             let key = key.map_err(store_failure)?;
             let Some(id) = key.get(prefix.len()..).and_then(parse_job_id) else { continue };
             last_scanned = Some(id);
-            if let Some(account_list) = &account_list
-                && table.get([account_list.as_slice(), id.as_bytes()].concat()).map_err(store_failure)?.is_none()
-            {
-                continue;
-            }
             let Some(row) = gpubnb_store::get::<JobRow>(&table, &jobs::row_key(id)).map_err(store_failure)? else {
                 continue;
             };
             let matches = may_see(actor, row.account)
+                && query.account.is_none_or(|account| row.account == account)
                 && query.state.is_none_or(|state| row.state == state)
                 && text.as_ref().is_none_or(|text| matches_text(&row, text));
             if !matches {

@@ -104,8 +104,13 @@ impl ReadModels {
         };
         // Everybody may see the own events of a machine.
         let public = |e: &Event| matches!(e.aggregate(), Aggregate::Machine(_));
-        let may = recorded.event().is_some_and(|e| public(e) || affected_aggregates(e).iter().any(about))
-            || may_see_all(actor);
+        let may_see_event = |event: &Event| match event {
+            // A submission that made nothing, because its id was taken, is not for the eyes of whoever has the id.
+            Event::JobSubmitted(e) => may_see(actor, e.account),
+            Event::BatchSubmitted(e) => may_see(actor, e.account),
+            other => public(other) || affected_aggregates(other).iter().any(about),
+        };
+        let may = recorded.event().is_some_and(may_see_event) || may_see_all(actor);
         redact(actor, recorded, |job| self.job(actor, job).is_ok()).filter(|_| may)
     }
 

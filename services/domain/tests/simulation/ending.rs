@@ -22,7 +22,7 @@ use super::{
 };
 
 /// Rounds after which every job must be settled. The time between two rounds grows from 5 seconds to about an hour.
-const ROUNDS: u32 = 60;
+const ROUNDS: u32 = 200;
 /// A time that is clearly shorter than the hour in which a worker must prepare a job.
 const RECENTLY_ASSIGNED: Millis = Millis(1_800_000);
 
