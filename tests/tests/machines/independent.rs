@@ -14,8 +14,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 /// Makes a history with endings of all kinds: completed, failed by each party, requeued, cancelled before and after the
-/// start.
-async fn make_history(system: &mut System, registry: &Registry) {
+/// start. Returns the number of tasks of batches that became jobs.
+async fn make_history(system: &mut System, registry: &Registry) -> u64 {
     let arguments = ["--price", "1", "--slots", "2", "--private-registry", &registry.url()];
     system.start_worker("attic", &arguments).await.unwrap();
     let consumer = &system.consumer;
@@ -41,11 +41,12 @@ async fn make_history(system: &mut System, registry: &Registry) {
     for job in jobs {
         consumer.wait_until_settled(&job).await.unwrap();
     }
-    make_batches(consumer).await;
+    make_batches(consumer).await
 }
 
-/// Batches of all endings: finished, stopped after too many failures, and cancelled while their tasks wait.
-async fn make_batches(consumer: &ApiClient) {
+/// Batches of all endings: finished, stopped after too many failures, and cancelled while their tasks wait. Returns the
+/// number of tasks that were opened.
+async fn make_batches(consumer: &ApiClient) -> u64 {
     let mut failing = counting_job(2, 10);
     failing["parameters"]["exit-code"] = json!("3");
     let unplaceable = json!({ "template": "noop", "budget_usd": "0.01", "region": "nowhere" });
@@ -62,11 +63,15 @@ async fn make_batches(consumer: &ApiClient) {
     let opened = async || consumer.get(&format!("/batches/{}", ids[2])).await.unwrap()["opened"] != 0;
     wait_until("tasks of the last batch wait", opened).await;
     consumer.post(&format!("/batches/{}/cancel", ids[2]), &json!({})).await.unwrap();
+    let mut tasks = 0;
     for (id, reason) in ids.iter().zip(["finished", "too_many_failures", "cancelled"]) {
         let batch = async || consumer.get(&format!("/batches/{id}")).await.unwrap();
         wait_until("the batch is over", async || !batch().await["ended_at"].is_null()).await;
-        assert_eq!(batch().await["closed"], reason);
+        let batch = batch().await;
+        assert_eq!(batch["closed"], reason);
+        tasks += batch["opened"].as_u64().unwrap();
     }
+    tasks
 }
 
 /// Two accounts submit a job with the same id at once: the hold of the one that gets no job is released.
@@ -117,7 +122,7 @@ async fn an_independent_reader_finds_the_same_bills_and_balances() {
     let approved = ["bare", "away"].map(|image| ["--approve-image".to_owned(), registry.name(image)]);
     let services = approved.into_iter().flatten().collect();
     let mut system = System::start(MarketSettings { services, ..MarketSettings::default() }).await.unwrap();
-    make_history(&mut system, &registry).await;
+    let tasks = make_history(&mut system, &registry).await;
     race(&system).await;
     let archive = system.path().join("archive");
     let exported = system.run_operator_tool(&["export", archive.to_str().unwrap()]).unwrap();
@@ -125,9 +130,9 @@ async fn an_independent_reader_finds_the_same_bills_and_balances() {
     let published: Value =
         reqwest::get(format!("{}/.well-known/gpubnb.json", system.url())).await.unwrap().json().await.unwrap();
     let report = read(&archive, published["head_keys"][0].as_str().unwrap());
-    // `make_history` runs nine jobs, and `race` runs six.
-    assert_eq!(report["bills"]["checked"], 9 + 6, "{report:#}");
-    for check in ["leaves", "heads", "ledger", "leases", "placements"] {
+    // `make_history` runs nine jobs and the tasks, and `race` runs six jobs.
+    assert_eq!(report["bills"]["checked"], 9 + 6 + tasks, "{report:#}");
+    for check in ["batches", "leaves", "heads", "ledger", "leases", "placements"] {
         assert!(report[check]["checked"].as_u64().unwrap() > 0, "{check}: {report:#}");
     }
 }
