@@ -22,9 +22,10 @@ static MARKET: SharedMarket = SharedMarket::new(|| {
         .with_worker("attic", &["--slots", "4"])
 });
 
-/// The newest batch of the person, as the API describes it.
-fn newest(person: &Person) -> Value {
-    person.json(&["batch", "list", "--limit", "1"])["rows"][0].clone()
+/// The batch with this name, as the API describes it. All tests of this file share an account.
+fn named(person: &Person, name: &str) -> Value {
+    let batches = person.json(&["batch", "list"]);
+    batches["rows"].as_array().unwrap().iter().find(|batch| batch["spec"]["name"] == name).unwrap().clone()
 }
 
 fn micros(amount: &Value) -> i64 {
@@ -54,14 +55,14 @@ async fn a_map_gives_each_task_its_file_and_brings_all_results_back() {
         person.write(name, format!("content {number}"));
     }
     let files: Vec<&str> = names.iter().map(String::as_str).collect();
-    let options = ["--image", IMAGE, "--time", "60", "--env", "TOKEN=abc", "-o", "out"];
+    let options = ["--image", IMAGE, "--name", "map", "--time", "60", "--env", "TOKEN=abc", "-o", "out"];
     person.run_successfully(&[&["map", "task {}"], &files[..], &options[..]].concat());
     for number in 0..FILES {
         let result = fs::read_to_string(person.home.join(format!("out/{number}/result.txt"))).unwrap();
         let item = format!("GPUBNB_PARAM_ITEM=/data/files/{number}/words.txt");
         assert_eq!(result, format!("{number} of {FILES}: content {number} [{item}] abc"));
     }
-    let batch = newest(&person);
+    let batch = named(&person, "map");
     let id = batch["batch"].as_str().unwrap();
     assert_eq!(
         (&batch["status"], &batch["counts"]["completed"], &batch["held"]),
@@ -88,8 +89,19 @@ async fn a_map_gives_each_task_its_file_and_brings_all_results_back() {
 async fn a_sweep_names_its_failures_and_only_they_are_tried_again() {
     let market = MARKET.open().await.unwrap();
     let person = Person::new(&market, "sweep").await;
-    let options =
-        ["--image", IMAGE, "--time", "60", "--no-download", "--sweep", "lr=0.1,0.2", "--sweep", "word=a,fail,b"];
+    let options = [
+        "--image",
+        IMAGE,
+        "--name",
+        "sweep",
+        "--time",
+        "60",
+        "--no-download",
+        "--sweep",
+        "lr=0.1,0.2",
+        "--sweep",
+        "word=a,fail,b",
+    ];
     let output = person.run(&[&["run"], &options[..], &["--", "task", "{word}"]].concat());
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
@@ -97,7 +109,7 @@ async fn a_sweep_names_its_failures_and_only_they_are_tried_again() {
         error.contains("task 1 lr=0.1 word=fail: NonZeroExit") && error.contains("task 4 lr=0.2 word=fail"),
         "{error}"
     );
-    let batch = newest(&person);
+    let batch = named(&person, "sweep");
     assert_eq!((&batch["status"], &batch["counts"]["failed"]), (&json!("Finished with failures"), &json!(2)));
     let id = batch["batch"].as_str().unwrap();
     let retried = person.run_successfully(&["batch", "retry", id]);
@@ -111,14 +123,16 @@ async fn a_sweep_names_its_failures_and_only_they_are_tried_again() {
         .map(|task| (task["index"].as_u64().unwrap(), task["parameters"]["lr"].as_str().unwrap()))
         .collect();
     assert_eq!(tasks, [(1, "0.1"), (4, "0.2")]);
-    assert_eq!(micros(&newest(&person)["cost"]), sum_of_receipts(&market, retried.trim()).await);
+    let second = market.consumer.get(&format!("/batches/{}", retried.trim())).await.unwrap();
+    assert_eq!(micros(&second["cost"]), sum_of_receipts(&market, retried.trim()).await);
 }
 
 #[tokio::test]
 async fn a_cancelled_batch_stops_its_tasks_and_frees_the_rest_of_the_money() {
     let market = MARKET.open().await.unwrap();
     let person = Person::new(&market, "cancel").await;
-    let options = ["--image", IMAGE, "--time", "600", "--array", "0-39", "--max-running", "2", "--detach"];
+    let options =
+        ["--image", IMAGE, "--name", "cancel", "--time", "600", "--array", "0-39", "--max-running", "2", "--detach"];
     let id = person.run_successfully(&[&["run"], &options[..], &["--", "checkpoint"]].concat());
     let id = id.trim();
     let batch = || async { market.consumer.get(&format!("/batches/{id}")).await.unwrap() };
@@ -142,10 +156,22 @@ async fn too_many_failures_cancel_the_rest() {
     let market = MARKET.open().await.unwrap();
     let person = Person::new(&market, "failures").await;
     person.write("words", "fail\n".repeat(60));
-    let options = ["--image", IMAGE, "--time", "60", "--each-line", "words", "--max-failures", "2", "--no-download"];
+    let options = [
+        "--image",
+        IMAGE,
+        "--name",
+        "failures",
+        "--time",
+        "60",
+        "--each-line",
+        "words",
+        "--max-failures",
+        "2",
+        "--no-download",
+    ];
     let output = person.run(&[&["run"], &options[..], &["--", "task", "{}"]].concat());
     assert_eq!(output.status.code(), Some(1));
-    let batch = newest(&person);
+    let batch = named(&person, "failures");
     let failed = batch["counts"]["failed"].as_u64().unwrap();
     assert_eq!((&batch["status"], &batch["closed"]), (&json!("Stopped"), &json!("too_many_failures")), "{batch}");
     // Those that run when the third task fails may fail, too.
