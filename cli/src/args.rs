@@ -352,7 +352,7 @@ pub(crate) struct LoginArgs {
     pub(crate) days: u32,
 }
 
-/// What happens after the submission.
+/// The options for the time after the submission.
 #[derive(Debug, Args)]
 pub(crate) struct EndArgs {
     /// Prints the id and does not wait.

@@ -13,11 +13,13 @@ use crate::{
     event::BatchSubmitted,
     ids::{BadId, JobId},
     spec::JobSpec,
-    time::Timestamp,
+    time::{Seconds, Timestamp},
 };
 
 /// The most tasks of a batch.
 pub const MAX_TASKS: u32 = 10_000;
+/// A batch of this age is closed. Its secrets and datasets are kept a little longer.
+pub const MAX_AGE: Seconds = Seconds(14 * 24 * 3_600);
 /// The most parameters of a task.
 pub const MAX_PARAMETERS: usize = 16;
 /// The longest name and the longest value of a parameter, bytes.

@@ -25,7 +25,7 @@ pub struct BatchRequest {
     /// batch. The market makes an id for a request without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<BatchId>,
-    /// What each task runs. In the arguments of the command, `{name}` stands for a parameter and `{index}` for the
+    /// The program of each task. In the arguments of the command, `{name}` stands for a parameter and `{index}` for the
     /// index of the task. The budget is that of one task.
     pub job: JobRequest,
     /// The indices of the tasks: `0-999`, `0-100:10` (every tenth), or `1,2,5-7`.

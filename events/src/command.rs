@@ -206,7 +206,7 @@ pub struct Quote {
 pub struct SubmitBatch {
     /// The id of the batch. A second command with the same id returns the answer of the first.
     pub batch: BatchId,
-    /// What each task runs, with placeholders in the command, and its limits. The job's id has the bytes of the
+    /// The program of each task, with placeholders in the command, and its limits. The job's id has the bytes of the
     /// batch's id. The budget is that of one task.
     pub job: SubmitJob,
     /// The tasks.

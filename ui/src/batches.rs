@@ -9,7 +9,8 @@ use std::{
 use axum::http::StatusCode;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use gpubnb_events::{
-    AccountId, Actor, BatchId, Seconds, Seq,
+    AccountId, Actor, BatchId, Seq,
+    batch::MAX_AGE,
     batch_request::BatchRequest,
     command::{BatchQuote, CancelBatch, Done, SubmitBatch, SubmittedBatch},
     event::{CloseReason, Reason},
@@ -28,9 +29,6 @@ use crate::{access::SignedIn, app::App, error::Problem, live::log, submission::S
 
 /// The number of tasks that are read with one query.
 const TASKS_PER_QUERY: u32 = 200;
-/// The longest time for which a batch is open (`services/domain/src/batch.rs`). Its datasets must be kept for that
-/// time.
-const LONGEST: Seconds = Seconds(14 * 24 * 3_600);
 /// The most columns of measurements in a table of results: each name of a measurement makes one.
 const MAX_METRICS: usize = 100;
 /// The tables of results that are made at the same time.
@@ -62,7 +60,7 @@ impl BatchSubmission {
         let batch = request.batch.unwrap_or_else(BatchId::generate);
         let earlier = earlier.map(|known| known.spec);
         let job =
-            Submission::prepare_with(app, account, request.job.clone(), (batch.as_job(), LONGEST), earlier).await?;
+            Submission::prepare_with(app, account, request.job.clone(), (batch.as_job(), MAX_AGE), earlier).await?;
         let command = request.into_command(batch, job.command().clone()).map_err(Problem::from)?;
         Ok(Self { job, command })
     }

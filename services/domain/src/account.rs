@@ -76,7 +76,7 @@ struct Payout {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Running {
     pub(crate) jobs: u32,
-    /// What the jobs cost in an hour.
+    /// The cost of one hour of the jobs.
     pub(crate) hourly_price: MicroUsd,
 }
 

@@ -8,8 +8,8 @@
 use std::collections::BTreeSet;
 
 use gpubnb_events::{
-    BatchId, Event, JobId, Millis, Seq, Timestamp,
-    batch::{ITEM, MAX_LIST, MAX_NAME, MAX_PARAMETERS, MAX_TASKS, MAX_VALUE, Task, TaskList},
+    BatchId, Event, JobId, Seq, Timestamp,
+    batch::{ITEM, MAX_AGE, MAX_LIST, MAX_NAME, MAX_PARAMETERS, MAX_TASKS, MAX_VALUE, Task, TaskList},
     command::SubmitBatch,
     event::{BatchClosed, BatchSubmitted, CloseReason, TasksOpened},
     message::{EventId, Proposal},
@@ -20,7 +20,7 @@ use crate::{
     Decision, DomainError,
     daily_bytes::size_of,
     job::{Job, Phase},
-    rules::check_range,
+    rules::{MAX_ARGUMENT, check_range},
 };
 
 /// Most tasks of a batch that machines have at the same time, if the consumer names no other number.
@@ -32,10 +32,6 @@ const MAX_WAITING: u32 = 16;
 /// Most batches of one account that are not over, and most bytes of their submissions.
 pub(crate) const MAX_OPEN: u32 = 100;
 pub(crate) const MAX_OPEN_BYTES: u64 = 4 << 20;
-/// A batch of this age is closed. Its secrets and datasets are kept a little longer.
-const MAX_AGE: Millis = Millis(14 * 24 * 3_600_000);
-/// Longest argument of a command, bytes (`submission.rs`).
-const MAX_ARGUMENT: usize = 4_096;
 
 /// The state of one batch.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -125,7 +121,7 @@ impl Batch {
         } else if self.failed > self.submitted.max_failures {
             Some(CloseReason::TooManyFailures)
         } else {
-            (now.since(self.submitted_at) > MAX_AGE).then_some(CloseReason::TooOld)
+            (now.since(self.submitted_at) > MAX_AGE.millis()).then_some(CloseReason::TooOld)
         }
     }
 
@@ -289,7 +285,7 @@ mod tests {
     use super::*;
     use crate::{Command, due, testing::*};
     use gpubnb_events::{
-        Actor, MicroUsd,
+        Actor, MicroUsd, Millis,
         command::Outcome,
         event::{Reason, Settled},
     };
@@ -363,7 +359,7 @@ mod tests {
         assert!(open(&mut market).is_some(), "no other task may start");
         assert_eq!((market.batch(batch).running, market.batch(batch).opened), (4, 4));
         // A task that waits may wait longer than its own limit while machines work on the batch.
-        assert!(market.batch(batch).is_full() && market.batch(batch).may_wait(market.now.plus(MAX_AGE)));
+        assert!(market.batch(batch).is_full() && market.batch(batch).may_wait(market.now.plus(MAX_AGE.millis())));
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Queue {
 
 /// An account with the next of its waiting jobs.
 struct Share<'a> {
-    /// What the running jobs of the account, and those that this pass has chosen, cost in an hour. Each counts a
+    /// The cost of one hour of the account's running jobs, and of those that this pass has chosen. Each counts a
     /// millionth of a dollar more, so that jobs on machines that cost nothing count, too.
     usage: u128,
     /// The money that is held for the account, and at least a millionth of a dollar.
@@ -97,7 +97,7 @@ fn amount(money: MicroUsd) -> u128 {
     u128::try_from(money.0).unwrap_or(0)
 }
 
-/// What a job costs in an hour at most: its hold over its time limit.
+/// The most that a job costs in an hour: its hold over its time limit.
 fn hourly_cost(job: &Job) -> u128 {
     amount(job.hold).saturating_mul(3_600) / u128::from(job.limits.time.0.max(1)) + 1
 }

@@ -11,6 +11,10 @@ use gpubnb_events::{
 };
 
 use crate::DomainError;
+
+/// Longest argument of a command, bytes.
+pub(crate) const MAX_ARGUMENT: usize = 4_096;
+
 /// Checks a text for people: from 1 to `max_chars` characters, not only spaces, and none that can deceive a reader,
 /// such as a control character ([`is_plain`]).
 pub(crate) fn check_text(field: &'static str, text: &str, max_chars: usize) -> Result<(), DomainError> {

@@ -19,7 +19,7 @@ use crate::{
     hold::{Hold, hold},
     placement,
     recent_submissions::{RETENTION, batch_fingerprint, fingerprint},
-    rules::{check_egress, check_range, check_text},
+    rules::{MAX_ARGUMENT, check_egress, check_range, check_text},
 };
 
 /// The least room on a job's disk beside the output, MiB.
@@ -134,7 +134,7 @@ pub(crate) fn check(c: &SubmitJob, settings: &Settings) -> Result<(), DomainErro
     let spec = &c.spec;
     check_text("name", &spec.name, 80)?;
     check_image(spec, settings)?;
-    if spec.command.len() > 64 || spec.command.iter().any(|a| a.len() > 4_096 || a.contains('\0')) {
+    if spec.command.len() > 64 || spec.command.iter().any(|a| a.len() > MAX_ARGUMENT || a.contains('\0')) {
         return Err(DomainError::field("command", "A command has at most 64 arguments of at most 4,096 bytes each."));
     }
     if spec.task.is_some() {

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gpubnb_domain::{Command, World, due, job::Job, queue::ResumePlaces};
+use gpubnb_domain::{Command, World, due, queue::ResumePlaces};
 use gpubnb_events::{AccountId, Actor, JobId, Timestamp};
 use gpubnb_runtime::{nats::is_connected, rpc::RpcError};
 use tokio::time::Instant;
@@ -57,13 +57,11 @@ async fn settle(executor: &Executor, secrets: &JobSecrets) {
     for release in releases {
         execute(executor, release).await;
     }
-    let of = |w: &World, job: &Job| (job.account, job.id, w.last_use_of_environment(job));
-    let ended: Vec<(AccountId, JobId, Option<JobId>)> =
-        executor.replica.read(|w| due::due_settlements(w).map(|job| of(w, job)).collect());
-    for (account, job, environment) in ended {
+    let ended: Vec<(AccountId, JobId)> =
+        executor.replica.read(|w| due::due_settlements(w).map(|job| (job.account, job.id)).collect());
+    for (account, job) in ended {
         // The newest state tells whether this is the last task of its batch: others may have been settled just now.
-        let environment =
-            executor.replica.read(|w| w.job(job).and_then(|job| w.last_use_of_environment(job))).or(environment);
+        let environment = executor.replica.read(|w| w.job(job).and_then(|job| w.last_use_of_environment(job)));
         // Delete the secrets first: a settled job leaves memory, and no later sweep would find it.
         if let Some(environment) = environment
             && let Err(e) = secrets.delete(account, environment).await

@@ -19,7 +19,7 @@ use gpubnb_query::{
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::jobs::TrailPage;
+use super::{idempotency_key, jobs::TrailPage};
 use crate::{
     access::SignedIn,
     app::App,
@@ -43,12 +43,6 @@ impl From<BatchView> for BatchDetails {
     }
 }
 
-/// The id of a batch in the header `Idempotency-Key`.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<BatchId>, Problem> {
-    let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default().parse::<BatchId>());
-    key.transpose().map_err(|e| Problem::invalid("idempotency-key", e.to_string()))
-}
-
 /// `POST /api/v1/batches`: submits a batch.
 pub(crate) async fn submit(
     State(app): State<App>,
@@ -56,15 +50,7 @@ pub(crate) async fn submit(
     headers: HeaderMap,
     JsonBody(request): JsonBody<BatchRequest>,
 ) -> Result<Response, ApiError> {
-    // The id is either in the header `Idempotency-Key` or in the body.
-    let key = idempotency_key(&headers)?;
-    if let (Some(key), Some(batch)) = (key, request.batch)
-        && key != batch
-    {
-        let detail = "The header names another batch than the field `batch`: send the id once.";
-        return Err(Problem::invalid("idempotency-key", detail).into());
-    }
-    let request = BatchRequest { batch: key.or(request.batch), ..request };
+    let request = BatchRequest { batch: idempotency_key(&headers, request.batch)?, ..request };
     let submission = BatchSubmission::prepare(&app, signed_in.account, request).await?;
     let submitted: SubmittedBatch = submission.submit(&app, signed_in.actor()).await?;
     let location = format!("/api/v1/batches/{}", submitted.batch);
@@ -179,7 +165,7 @@ pub(crate) async fn retry(
     Path(batch): Path<BatchId>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let id = idempotency_key(&headers)?.unwrap_or_else(BatchId::generate);
+    let id = idempotency_key(&headers, None)?.unwrap_or_else(BatchId::generate);
     let submitted = batches::retry(&app, signed_in, batch, id).await?;
     let location = format!("/api/v1/batches/{}", submitted.batch);
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(submitted)).into_response())

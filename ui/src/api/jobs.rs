@@ -24,6 +24,7 @@ use gpubnb_query::{
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::idempotency_key;
 use crate::{
     access::SignedIn,
     app::App,
@@ -56,16 +57,7 @@ pub(crate) async fn submit(
     headers: HeaderMap,
     JsonBody(request): JsonBody<JobRequest>,
 ) -> Result<Response, ApiError> {
-    // The job's id is either in the header `Idempotency-Key` or in the body.
-    let key = headers.get("idempotency-key").map(|v| v.to_str().unwrap_or_default().parse::<JobId>());
-    let key = key.transpose().map_err(|e| Problem::invalid("idempotency-key", e.to_string()))?;
-    if let (Some(key), Some(job)) = (key, request.job)
-        && key != job
-    {
-        let detail = "The header names another job than the field `job`: send the id once.";
-        return Err(Problem::invalid("idempotency-key", detail).into());
-    }
-    let request = JobRequest { job: key.or(request.job), ..request };
+    let request = JobRequest { job: idempotency_key(&headers, request.job)?, ..request };
     let submission = Submission::prepare(&app, signed_in.account, request, JobId::generate()).await?;
     let submitted = submission.submit(&app, signed_in.actor()).await?;
     let location = format!("/api/v1/jobs/{}", submitted.job);

@@ -33,7 +33,7 @@ pub struct BatchView {
     pub batch: BatchId,
     /// The consumer.
     pub account: AccountId,
-    /// What each task runs, with placeholders in the command.
+    /// The program of each task, with placeholders in the command.
     pub spec: JobSpec,
     /// The conditions that a machine must satisfy.
     pub placement: Placement,
