@@ -5,7 +5,7 @@ PORT ?= 8080
 BINARIES = --no-default-features -p gpubnb-services -p gpubnb-operator -p gpubnb-notifier -p gpubnb-provider -p gpubnb-ui -p gpubnb-cli -p gpubnb-tests --bins
 JEMALLOC = --features gpubnb-services/jemalloc,gpubnb-operator/jemalloc,gpubnb-tests/jemalloc
 
-.PHONY: help setup setup-tests build images demo smoke test hostile attack bench worker fmt clean
+.PHONY: help setup setup-tests build images demo smoke test hostile attack bench worker sdk fmt clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,6 +55,10 @@ bench: setup ## Measures against the physical limits; writes target/bench/report
 worker: setup ## Builds the worker for owners: target/worker/gpubnb-provider
 	@cargo build --locked --quiet --profile worker -p gpubnb-provider
 	@ls -l target/worker/gpubnb-provider
+
+sdk: setup-tests ## Builds the Python package: target/wheels/gpubnb-*.whl
+	@cargo build --locked --quiet --no-default-features -p gpubnb-ui
+	@deploy/python-package.sh
 
 fmt: setup ## Formats the code, the templates, the stylesheet and the scripts
 	@cargo fmt --all

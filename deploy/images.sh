@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the approved demo jobs as one static binary, and imports that binary as a Docker image with nothing else in it.
-# With --tests the hostile jobs get an image as well. Needs no network, and is quick when nothing has changed.
+# With --tests the hostile jobs and Python get an image as well. Needs no network, and is quick when nothing has changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target="$(rustc -vV | sed -n 's/^host: //p')"
@@ -29,4 +29,13 @@ if [ "${1:-}" = --tests ]; then
   RUSTFLAGS="-C target-feature=+crt-static" \
     cargo build --locked --quiet --profile workloads -p gpubnb-hostile --target "$target" --target-dir target/workloads
   import gpubnb-hostile gpubnb/hostile:1
+  # The Python of the tests of the Python package, so that functions find their own version there.
+  python="target/tools/sdk/bin/python"
+  image="gpubnb/python:$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')"
+  stamp="$(sha256sum deploy/python-image.py | cut -c1-16)"
+  have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.python"}}' "$image" 2>/dev/null || true)"
+  if [ "$have" != "$stamp" ]; then
+    "$python" deploy/python-image.py | "$docker" import --change "LABEL gpubnb.python=$stamp" - "$image" >/dev/null
+    echo "images: $image imported"
+  fi
 fi

@@ -82,6 +82,19 @@ if [ "${1:-}" = --tests ] && ! have aiosmtpd && [ ! -x "$tools/bin/aiosmtpd" ]; 
   from_pypi aiosmtpd aiosmtpd==1.4.6 || fail "aiosmtpd could not be fetched: install it yourself (pip install aiosmtpd)"
 fi
 
+# --- the Python package and its checks -----------------------------------------------------------------------
+if [ "${1:-}" = --tests ]; then
+  wanted="$(cat sdk/python/requirements-dev.txt <(python3 -V) | sha256sum)"
+  if [ "$(cat "$tools/sdk/installed" 2>/dev/null)" != "$wanted" ]; then
+    echo "setup: fetching what the tests of the Python package need into $tools/sdk"
+    rm -rf "$tools/sdk"
+    python3 -m venv "$tools/sdk"
+    "$tools/sdk/bin/pip" install --quiet --disable-pip-version-check -r sdk/python/requirements-dev.txt ||
+      fail "the packages in sdk/python/requirements-dev.txt could not be fetched: install them into $tools/sdk yourself"
+    echo "$wanted" > "$tools/sdk/installed"
+  fi
+fi
+
 # --- scripts of the pages, and the formatter of the pages ------------------------------------------------
 if [ ! -f ui/node_modules/.package-lock.json ] || [ ui/package-lock.json -nt ui/node_modules/.package-lock.json ]; then
   npm ci --prefix ui --ignore-scripts --no-audit --no-fund --loglevel=error

@@ -24,6 +24,8 @@ step "lints and build"
 features="--no-default-features --features gpubnb-tests/browser,gpubnb-tests/contract"
 clippy="$(rustup which clippy-driver 2>/dev/null || command -v clippy-driver)"
 RUSTC_WORKSPACE_WRAPPER="$clippy" cargo build --locked --quiet --workspace $features --all-targets
+step "Python package"
+deploy/python-package.sh --check
 step "images"
 deploy/images.sh --tests
 

@@ -206,13 +206,7 @@ async fn prepare(api: &Api, submission: &Submission) -> anyhow::Result<BatchRequ
         expected => format!("{} if each uses its full time on the machine that is free now", dollars(expected)),
     };
     errln!("{} tasks: {expected}. {} is set aside, and it costs no more.", quote["tasks"], dollars(&quote["hold"]));
-    let (hold, available) = (&quote["hold"], &quote["task"]["available"]);
-    ensure!(
-        hold.as_i64() <= available.as_i64(),
-        "this needs {}, and {} is available: add funds on the page Wallet, or name a --budget for each task",
-        dollars(hold),
-        dollars(available)
-    );
+    submit::check_funds(&quote["hold"], &quote["task"]["available"])?;
     request.job = submit::upload_files(api, request.job, submission.directory.as_deref(), &inputs).await?;
     if let Some(files) = files {
         let stored = datasets::push(api, files, None).await?;

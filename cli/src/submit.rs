@@ -127,9 +127,21 @@ pub(crate) fn describe(job: Described<'_>) -> anyhow::Result<(JobRequest, Vec<St
 async fn prepare(api: &Api, args: &JobArgs) -> anyhow::Result<JobRequest> {
     let (request, inputs) = describe(args.into())?;
     if args.directory.is_some() || !inputs.is_empty() {
-        api.post("/quote", &serde_json::to_value(&request)?).await?;
+        let quote = api.post("/quote", &serde_json::to_value(&request)?).await?;
+        check_funds(&quote["hold"], &quote["available"])?;
     }
     upload_files(api, request, args.directory.as_deref(), &inputs).await
+}
+
+/// Refuses what may cost more than the account has, before files are uploaded.
+pub(crate) fn check_funds(hold: &Value, available: &Value) -> anyhow::Result<()> {
+    ensure!(
+        hold.as_i64() <= available.as_i64(),
+        "this needs {}, and {} is available: add funds on the page Wallet, or name a smaller --budget",
+        show::dollars(hold),
+        show::dollars(available)
+    );
+    Ok(())
 }
 
 /// Uploads the files of a job, and returns the request that names them.

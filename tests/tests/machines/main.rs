@@ -15,5 +15,6 @@ mod ordinary;
 mod outages;
 mod page;
 mod person;
+mod python;
 mod restarts;
 mod worker;
