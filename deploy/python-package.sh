@@ -8,7 +8,7 @@ bin="$PWD/target/tools/sdk/bin"
 target/debug/gpubnb-ui openapi | "$bin/python" sdk/python/scripts/generate.py "$@"
 cd sdk/python
 rm -rf ../../target/wheels
-"$bin/python" -m build --wheel --no-isolation --outdir ../../target/wheels . >/dev/null
+"$bin/pip" wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir ../../target/wheels .
 "$bin/pip" install --quiet --disable-pip-version-check --no-deps --force-reinstall ../../target/wheels/gpubnb-*.whl
 if [ "${1:-}" = --check ]; then
   "$bin/ruff" format --quiet --check .

@@ -5,11 +5,12 @@ use std::{error::Error, fmt::Write as _, fs, path::Path};
 use pulldown_cmark::{CowStr, Event, HeadingLevel, Options, Parser, Tag, TagEnd, html};
 
 /// The guides, in the order of the index: name of the page, file, and for whom.
-const GUIDES: [(&str, &str, &str); 12] = [
+const GUIDES: [(&str, &str, &str); 13] = [
     ("consumer", "docs/consumer.md", "Running jobs"),
     ("jobs", "docs/jobs.md", "Running jobs"),
     ("cli", "docs/cli.md", "Running jobs"),
     ("provider", "docs/provider.md", "Sharing a machine"),
+    ("python", "docs/python.md", "Programs"),
     ("api", "docs/api.md", "Programs"),
     ("events", "docs/events.md", "Programs"),
     ("verification", "docs/verification.md", "Programs"),

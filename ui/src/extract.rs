@@ -30,6 +30,7 @@ pub(crate) struct Query<T>(pub(crate) T);
 pub(crate) struct MinSeq {
     /// The same as `min_seq`, in addresses of pages.
     #[serde(default)]
+    #[param(ignore)]
     seq: u64,
     /// The sequence of your last command, which the answer must include.
     #[serde(default)]

@@ -1,7 +1,7 @@
 //! The same job as a command of the client, as a request with curl, and as a program in Python, ready to copy.
 //!
 //! Belongs here: one request in three languages. Must not come here: a secret. The values of environment variables are
-//! left out: the command takes them from the caller's own environment, and the others have empty texts in their place.
+//! left out: the command and Python take them from the caller's own environment, and curl has empty texts in their place.
 
 use std::collections::BTreeMap;
 
@@ -38,11 +38,10 @@ pub(crate) fn of_batch(mut request: BatchRequest, market: &str) -> Result<String
         *value = Secret(String::new());
     }
     let body = serde_json::to_string_pretty(&request).map_err(|e| Problem::internal(&e))?;
-    let at_batches = |text: String| text.replace("/api/v1/jobs", "/api/v1/batches");
     let snippets = Snippets {
         command: with_tasks(&job.command, &request),
-        curl: at_batches(curl(&body, market)),
-        python: at_batches(python(&body, market)).replace("[\"job\"]", "[\"batch\"]"),
+        curl: curl(&body, market).replace("/api/v1/jobs", "/api/v1/batches"),
+        python: python_batch(&request, market).map_err(|e| Problem::internal(&e))?,
     };
     snippets.render().map_err(|e| Problem::internal(&e))
 }
@@ -87,7 +86,7 @@ impl Snippets {
             *value = Secret(String::new());
         }
         let body = serde_json::to_string_pretty(&request)?;
-        Ok(Self { command: command(&request)?, curl: curl(&body, market), python: python(&body, market) })
+        Ok(Self { command: command(&request)?, curl: curl(&body, market), python: python(&request, market)? })
     }
 }
 
@@ -155,17 +154,58 @@ fn curl(body: &str, market: &str) -> String {
     format!("curl {url} \\\n  {headers} \\\n  -d {}", quoted(body))
 }
 
-/// The request with Python's own library. JSON has `true` where Python has `True`, so the body stays JSON.
-fn python(body: &str, market: &str) -> String {
-    let body = body.replace('\\', "\\\\").replace("\"\"\"", "\\\"\\\"\\\"");
-    let market = market.replace('\\', "\\\\").replace('"', "\\\"");
-    format!(
-        "import json, os, urllib.request\n\nbody = \"\"\"{body}\"\"\"\nrequest = urllib.request.Request(\n    \
-         \"{market}/api/v1/jobs\",\n    data=body.encode(),\n    headers={{\n        \
-         \"Authorization\": \"Bearer \" + os.environ[\"GPUBNB_TOKEN\"],\n        \
-         \"Content-Type\": \"application/json\",\n    }},\n)\n\
-         with urllib.request.urlopen(request, timeout=30) as answer:\n    print(json.load(answer)[\"job\"])\n"
-    )
+/// The submission of a job with the Python package.
+fn python(request: &JobRequest, market: &str) -> Result<String, serde_json::Error> {
+    let Value::Object(fields) = serde_json::to_value(request)? else { return Ok(String::new()) };
+    let arguments = fields.iter().map(|(name, value)| format!("    {name}={},\n", field_literal(name, value)));
+    Ok(program(request, market, &format!("job = client.run(\n{})\nprint(job.url)\n", arguments.collect::<String>())))
+}
+
+/// The submission of a batch with the Python package.
+fn python_batch(request: &BatchRequest, market: &str) -> Result<String, serde_json::Error> {
+    let Value::Object(mut fields) = serde_json::to_value(request)? else { return Ok(String::new()) };
+    let Some(Value::Object(job)) = fields.remove("job") else { return Ok(String::new()) };
+    let entry = |(name, value): (&String, &Value), indent: &str| {
+        format!("{indent}{}: {},\n", Value::from(name.as_str()), field_literal(name, value))
+    };
+    let job: String = job.iter().map(|field| entry(field, "        ")).collect();
+    let fields: String = fields.iter().map(|field| entry(field, "    ")).collect();
+    let statement =
+        format!("batch = client.submit_batch({{\n    \"job\": {{\n{job}    }},\n{fields}}})\nprint(batch.url)\n");
+    Ok(program(&request.job, market, &statement))
+}
+
+/// A program that connects to the market and runs a statement.
+fn program(job: &JobRequest, market: &str, statement: &str) -> String {
+    let imports = if job.env.is_empty() { "import gpubnb" } else { "import os\n\nimport gpubnb" };
+    format!("{imports}\n\nclient = gpubnb.Client({})\n{statement}", Value::from(market))
+}
+
+/// A field of a request in Python. The values of environment variables are those of the caller.
+fn field_literal(name: &str, value: &Value) -> String {
+    match value {
+        Value::Object(variables) if name == "env" => {
+            let variable = |name: &String| format!("{0}: os.environ[{0}]", Value::from(name.as_str()));
+            format!("{{{}}}", variables.keys().map(variable).collect::<Vec<_>>().join(", "))
+        }
+        value => literal(value),
+    }
+}
+
+/// A JSON value as Python reads it. The texts of JSON are texts of Python, too.
+fn literal(value: &Value) -> String {
+    match value {
+        Value::Null => "None".to_owned(),
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        Value::Array(items) => format!("[{}]", items.iter().map(literal).collect::<Vec<_>>().join(", ")),
+        Value::Object(fields) => {
+            let field =
+                |(name, value): (&String, &Value)| format!("{}: {}", Value::from(name.as_str()), literal(value));
+            format!("{{{}}}", fields.iter().map(field).collect::<Vec<_>>().join(", "))
+        }
+        Value::Number(_) | Value::String(_) => value.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -215,8 +255,9 @@ mod tests {
         assert_eq!(words[words.len() - 3..], request.command);
         let body = shlex::split(&snippets.curl.replace(" \\\n", " ")).unwrap().pop().unwrap();
         assert_eq!(serde_json::from_str::<JobRequest>(&body).unwrap(), request);
-        let text = snippets.python.split("\"\"\"").nth(1).unwrap();
-        assert!(!text.is_empty() && snippets.python.matches("\"\"\"").count() == 2, "{}", snippets.python);
+        let line = snippets.python.lines().find_map(|line| line.trim().strip_prefix("command=")).unwrap();
+        let words: Vec<String> = serde_json::from_str(line.trim_end_matches(',')).unwrap();
+        assert_eq!(words, request.command);
     }
 
     #[test]
@@ -239,7 +280,7 @@ mod tests {
         request.env.insert("TOKEN".to_owned(), Secret("hunter2".to_owned()));
         let Snippets { command, curl, python } = snippets(request);
         assert!(command.ends_with("--env=TOKEN"), "{command}");
-        assert!(curl.contains("\"TOKEN\": \"\"") && python.contains("\"TOKEN\": \"\""));
+        assert!(curl.contains("\"TOKEN\": \"\"") && python.contains("env={\"TOKEN\": os.environ[\"TOKEN\"]}"));
         assert!(![command, curl, python].iter().any(|text| text.contains("hunter2")));
     }
 }

@@ -20,7 +20,7 @@ from gpubnb._ids import new_id
 
 pytestmark = pytest.mark.market
 
-README = Path(__file__).parent.parent / "README.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "python.md"
 QUICK: dict[str, Any] = {"time_seconds": 60, "max_attempts": 1}
 
 
@@ -30,11 +30,11 @@ def test_the_examples_of_the_guide_run(
     # The guide names a public image. The tests have no internet, so they use one with the same content.
     monkeypatch.setattr("gpubnb._sync.function.default_image", lambda: image)
     monkeypatch.chdir(tmp_path)
-    text = README.read_text().replace("python:3.12-slim", image)
+    text = GUIDE.read_text().replace("python:3.12-slim", image)
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, Any] = {}
     for example in examples:
-        exec(compile(example, str(README), "exec"), names)  # noqa: S102 - the guide's own code
+        exec(compile(example, str(GUIDE), "exec"), names)  # noqa: S102 - the guide's own code
     printed = capsys.readouterr().out
     assert "42\n" in printed
     assert "b'6'" in printed

@@ -34,6 +34,8 @@ async fn each_snippet_submits_the_same_job() {
     let quote = quote.text().await.unwrap();
     assert!(text_of(&quote, "snippet-command").contains("--env=TOKEN"), "{quote}");
     assert!(!quote.contains(SECRET), "the value of a variable is shown");
+    // `deploy/python-package.sh` installs the Python package there.
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/sdk/bin/python");
     let words = ["sh", "-c", "echo \"it's $HOME\" \\ '''\n\"\"\" <b> {x} %s"];
     let custom = json!({
         "image": format!("docker.io/library/debian@sha256:{}", "0".repeat(64)),
@@ -67,7 +69,8 @@ async fn each_snippet_submits_the_same_job() {
         };
         let by_command = run("bash", "-c", &command).trim().to_owned();
         let by_curl: Value = serde_json::from_str(&run("bash", "-c", &text_of(&page, "snippet-curl"))).unwrap();
-        let by_python = run("python3", "-c", &text_of(&page, "snippet-python")).trim().to_owned();
+        let printed = run(python, "-c", &text_of(&page, "snippet-python"));
+        let by_python = printed.trim().rsplit('/').next().unwrap().to_owned();
         let expected = consumer.get(&format!("/jobs/{first}")).await.unwrap();
         for job in [first.as_str(), &by_command, by_curl["job"].as_str().unwrap(), &by_python] {
             let view = consumer.get(&format!("/jobs/{job}")).await.unwrap();
