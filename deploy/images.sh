@@ -29,13 +29,23 @@ if [ "${1:-}" = --tests ]; then
   RUSTFLAGS="-C target-feature=+crt-static" \
     cargo build --locked --quiet --profile workloads -p gpubnb-hostile --target "$target" --target-dir target/workloads
   import gpubnb-hostile gpubnb/hostile:1
-  # The Python of the tests of the Python package, so that functions find their own version there.
-  python="target/tools/sdk/bin/python"
-  image="gpubnb/python:$("$python" -c 'import sys; print(*sys.version_info[:2], sep=".")')"
-  stamp="$(sha256sum deploy/python-image.py | cut -c1-16)"
-  have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.python"}}' "$image" 2>/dev/null || true)"
-  if [ "$have" != "$stamp" ]; then
-    "$python" deploy/python-image.py | "$docker" import --change "LABEL gpubnb.python=$stamp" - "$image" >/dev/null
+  # python_image IMAGE PYTHON CHANGE ARGUMENTS...: an image that deploy/python-image.py writes, unless Docker has it.
+  python_image() {
+    local image="$1" python="$2" change="$3" stamp have
+    shift 3
+    stamp="$(cat deploy/python-image.py "$(dirname "$python")/../installed" | sha256sum | cut -c1-16)"
+    have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.python"}}' "$image" 2>/dev/null || true)"
+    [ "$have" != "$stamp" ] || return 0
+    "$python" deploy/python-image.py "$@" |
+      "$docker" import --change "LABEL gpubnb.python=$stamp" --change "$change" - "$image" >/dev/null
     echo "images: $image imported"
-  fi
+  }
+  # The Python of the tests of the Python package, so that functions find their own version there.
+  sdk="$PWD/target/tools/sdk/bin/python" gallery="$PWD/target/tools/gallery/bin/python"
+  version="$("$sdk" -c 'import sys; print(*sys.version_info[:2], sep=".")')"
+  python_image "gpubnb/python:$version" "$sdk" "ENV PYTHONUNBUFFERED=1"
+  # The images of the templates whose jobs the tests run, with the packages that those jobs would install.
+  python_image gpubnb/gallery:1 "$gallery" "ENV PYTHONPATH=/usr/local/lib/packages" --packages
+  ffmpeg="$("$gallery" -c 'import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())')"
+  python_image gpubnb/ffmpeg:1 "$gallery" 'ENTRYPOINT ["/program"]' --program "$ffmpeg"
 fi

@@ -82,17 +82,22 @@ if [ "${1:-}" = --tests ] && ! have aiosmtpd && [ ! -x "$tools/bin/aiosmtpd" ]; 
   from_pypi aiosmtpd aiosmtpd==1.4.6 || fail "aiosmtpd could not be fetched: install it yourself (pip install aiosmtpd)"
 fi
 
-# --- the Python package and its checks -----------------------------------------------------------------------
+# --- Python: the tests of the Python package, and the packages that jobs of templates install -------------------
+# from_requirements NAME FILE: a Python in target/tools/NAME with the packages of a file.
+from_requirements() {
+  local wanted
+  wanted="$(cat "$2" <(python3 -V) | sha256sum)"
+  [ "$(cat "$tools/$1/installed" 2>/dev/null)" != "$wanted" ] || return 0
+  echo "setup: fetching the packages in $2 into $tools/$1"
+  rm -rf "${tools:?}/$1"
+  python3 -m venv "$tools/$1"
+  "$tools/$1/bin/pip" install --quiet --disable-pip-version-check -r "$2" ||
+    fail "the packages in $2 could not be fetched: install them into $tools/$1 yourself"
+  echo "$wanted" > "$tools/$1/installed"
+}
 if [ "${1:-}" = --tests ]; then
-  wanted="$(cat sdk/python/requirements-dev.txt <(python3 -V) | sha256sum)"
-  if [ "$(cat "$tools/sdk/installed" 2>/dev/null)" != "$wanted" ]; then
-    echo "setup: fetching what the tests of the Python package need into $tools/sdk"
-    rm -rf "$tools/sdk"
-    python3 -m venv "$tools/sdk"
-    "$tools/sdk/bin/pip" install --quiet --disable-pip-version-check -r sdk/python/requirements-dev.txt ||
-      fail "the packages in sdk/python/requirements-dev.txt could not be fetched: install them into $tools/sdk yourself"
-    echo "$wanted" > "$tools/sdk/installed"
-  fi
+  from_requirements sdk sdk/python/requirements-dev.txt
+  from_requirements gallery tests/gallery/requirements.txt
 fi
 
 # --- scripts of the pages, and the formatter of the pages ------------------------------------------------

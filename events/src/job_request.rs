@@ -23,7 +23,7 @@ use crate::{
         DatasetMount, Egress, Input, InvalidPattern, JobSpec, Limits, Mebibytes, Placement, Requirements, Resources,
         Strategy,
     },
-    template::{self, Template},
+    template::{BadParameter, Template},
     time::Seconds,
 };
 
@@ -178,11 +178,19 @@ impl JobRequest {
     pub fn into_command(
         self,
         job: JobId,
+        template: Option<&Template>,
         inputs: Vec<Input>,
         datasets: Vec<DatasetMount>,
     ) -> Result<SubmitJob, Refusal> {
         let placement = self.placement()?;
-        let template = self.template.as_deref().map(find_template).transpose()?;
+        if self.template.as_deref() != template.map(|t| t.id.as_str()) {
+            return Err(invalid("template", "There is no such template: `gpubnb templates` lists them."));
+        }
+        if let Some(needed) =
+            template.and_then(|t| t.input.as_deref()).filter(|_| self.inputs.is_empty() && self.datasets.is_empty())
+        {
+            return Err(invalid("inputs", format!("The job needs a file: {needed}")));
+        }
         let base = template.map_or_else(custom_resources, |t| t.resources.clone());
         let mut resources = Resources {
             cpu_millis: self.cpu_millis.unwrap_or(base.cpu_millis),
@@ -201,25 +209,28 @@ impl JobRequest {
             resources.disk = Some(Mebibytes(resources.disk_size().0.saturating_add(copied.div_ceil(1 << 20))));
         }
         let command = match template {
-            Some(template) => arguments(template, &self.parameters)?,
+            Some(template) => template
+                .arguments(&self.parameters)
+                .map_err(|BadParameter { field, message }| invalid(&field, message))?,
             None => self.command,
         };
         let image = match (template, self.image) {
-            (Some(template), _) => template.image.to_owned(),
+            (Some(template), _) => template.image.clone(),
             (None, Some(image)) => image,
             (None, None) => return Err(invalid("image", "Choose a template, or name an image.")),
         };
         let name = self.name.filter(|n| !n.trim().is_empty());
         // A JSON list of hosts may have capital letters. Parsing the hosts makes the letters small.
+        let egress = template.filter(|_| self.egress.is_none()).map_or(&self.egress, |template| &template.egress);
         let egress =
-            self.egress.patterns().join(" ").parse().map_err(|e: InvalidPattern| invalid("egress", e.to_string()))?;
+            egress.patterns().join(" ").parse().map_err(|e: InvalidPattern| invalid("egress", e.to_string()))?;
         let secrets: BTreeSet<String> = self.secrets.into_iter().collect();
         if let Some(name) = secrets.iter().find(|name| self.env.contains_key(*name)) {
             return Err(invalid("secrets", format!("{name} is a variable and a secret of this job: leave one out.")));
         }
         let spec = JobSpec {
-            name: name.unwrap_or_else(|| template.map_or("Custom image", |t| t.title).to_owned()),
-            template: template.map(|t| t.id.to_owned()),
+            name: name.unwrap_or_else(|| template.map_or("Custom image", |t| &t.title).to_owned()),
+            template: template.map(|t| t.id.clone()),
             image,
             command,
             workdir: not_blank(self.workdir.as_deref()).map(ToOwned::to_owned),
@@ -273,11 +284,14 @@ impl JobRequest {
 
     /// The request that asks for the same job once more, with every default filled in. Each value of the environment is
     /// empty, because the market deletes the values when the job ends: the user has to enter them again.
-    pub fn from_job(spec: &JobSpec, placement: &Placement, limits: &Limits) -> Self {
+    ///
+    /// `template` is the template that the market has now under the id in the specification. If the job was not made
+    /// from it, because it has changed, the request names the image and the command.
+    pub fn from_job(spec: &JobSpec, placement: &Placement, limits: &Limits, template: Option<&Template>) -> Self {
         // Every struct is taken apart by the names of its fields, so that a forgotten new field does not compile.
         let JobSpec {
             name,
-            template,
+            template: id,
             image,
             command,
             workdir,
@@ -294,15 +308,16 @@ impl JobRequest {
         let Limits { time, budget, max_attempts, queue, max_price } = limits;
         let Requirements { machine, price_cap, gpu_model, region, min_cuda, allow_simulated, reliability, verified } =
             requirements;
-        let template = template.as_deref().and_then(template::find);
+        let template = template.filter(|t| id.as_ref() == Some(&t.id) && *image == t.image);
+        let template = template.and_then(|t| Some((t.id.clone(), t.parameters(command)?)));
         let without_sign = |amount: MicroUsd| amount.to_string().replace('$', "");
         Self {
             job: None,
             name: Some(name.clone()),
-            template: template.map(|t| t.id.to_owned()),
-            parameters: template.map(|t| parameters(t, command)).unwrap_or_default(),
             image: template.is_none().then(|| image.clone()),
             command: if template.is_none() { command.clone() } else { Vec::new() },
+            template: template.as_ref().map(|(id, _)| id.clone()),
+            parameters: template.map(|(_, parameters)| parameters).unwrap_or_default(),
             workdir: workdir.clone(),
             cpu_millis: Some(*cpu_millis),
             memory_mib: Some(memory.0),
@@ -351,13 +366,6 @@ fn invalid(field: &str, message: impl Into<String>) -> Refusal {
     Refusal::new("InvalidField", RefusalKind::Invalid, message).with_field(field)
 }
 
-fn find_template(id: &str) -> Result<&'static Template, Refusal> {
-    template::find(id).ok_or_else(|| {
-        let known: Vec<_> = template::ALL.iter().map(|t| t.id).collect();
-        invalid("template", format!("There is no such template. The templates are: {}.", known.join(", ")))
-    })
-}
-
 /// The resources of a job with a custom image, where the request leaves them out.
 const fn custom_resources() -> Resources {
     Resources::new(1_000, Mebibytes(1_024), Mebibytes(1_024))
@@ -371,38 +379,6 @@ fn not_blank(text: Option<&str>) -> Option<&str> {
 pub fn dollars(field: &str, text: Option<&str>) -> Result<Option<MicroUsd>, Refusal> {
     let parsed = not_blank(text).map(MicroUsd::from_str).transpose();
     parsed.map_err(|e| invalid(field, e.to_string()))
-}
-
-/// The arguments of a job with a template: those of the template, and `--name value` for each of the template's fields.
-fn arguments(template: &Template, parameters: &BTreeMap<String, String>) -> Result<Vec<String>, Refusal> {
-    if let Some(unknown) = parameters.keys().find(|name| !template.fields.iter().any(|f| f.name == *name)) {
-        let known: Vec<_> = template.fields.iter().map(|f| f.name).collect();
-        let message = format!("`{unknown}` is not a field of this template. The fields are: {}.", known.join(", "));
-        return Err(invalid("parameters", message));
-    }
-    let mut arguments: Vec<String> = template.command.iter().map(|a| (*a).to_owned()).collect();
-    for field in template.fields {
-        let value = parameters.get(field.name).map_or(field.default, |v| v.trim());
-        let number: Option<u32> = value.parse().ok();
-        let fits = number.is_some_and(|n| field.least.is_none_or(|l| n >= l) && field.most.is_none_or(|m| n <= m));
-        if !fits {
-            let range = format!(
-                "{} must be a whole number from {} to {}.",
-                field.label,
-                field.least.unwrap_or(0),
-                field.most.unwrap_or(u32::MAX)
-            );
-            return Err(invalid(field.name, range));
-        }
-        arguments.extend([format!("--{}", field.name), value.to_owned()]);
-    }
-    Ok(arguments)
-}
-
-/// The values of the fields in a template's arguments: the inverse of [`arguments`].
-fn parameters(template: &Template, command: &[String]) -> BTreeMap<String, String> {
-    let pairs = command.get(template.command.len()..).unwrap_or_default().chunks_exact(2);
-    pairs.filter_map(|pair| Some((pair[0].strip_prefix("--")?.to_owned(), pair[1].clone()))).collect()
 }
 
 /// Reads a number that is given as a number or as text. An empty text and null are read as `None`.

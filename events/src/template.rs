@@ -1,52 +1,244 @@
-//! The templates: approved jobs that every consumer may run. The web form is made from a template's fields.
+//! The templates: jobs that a market has approved and offers to everybody. The web form is made from a template's
+//! fields.
+//!
+//! Belongs here: the description of a template, the way from its fields to the arguments of a job and back, and the
+//! templates of the market's own image. Must not come here: the files with the other templates (`ui/src/templates.rs`).
 
-use crate::spec::{JobSpec, Mebibytes, Resources};
-use serde::Serialize;
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::{Egress, JobSpec, Mebibytes, Resources};
+
+/// The image of the market's own jobs, which `deploy/images.sh` builds.
+pub const OWN_IMAGE: &str = "gpubnb/workloads:1";
 
 /// An approved job.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Template {
     /// The id, in requests and events.
-    pub id: &'static str,
+    pub id: String,
     /// The title for people.
-    pub title: &'static str,
+    pub title: String,
     /// A sentence about the job.
-    pub about: &'static str,
-    /// The container image.
-    pub image: &'static str,
-    /// The arguments that every job of this template has. The arguments of the fields follow.
-    #[schema(value_type = Vec<String>)]
-    pub command: &'static [&'static str],
-    /// The arguments that a person may choose.
-    #[schema(value_type = Vec<Field>)]
-    pub fields: &'static [Field],
+    pub about: String,
+    /// The picture in the form: the name of a symbol in `ui/assets/icons.svg`, without `picture-`.
+    pub picture: String,
+    /// The image as people name it, such as `python:3.12-slim`.
+    pub image_name: String,
+    /// The container image: the market's own, or an image with its digest.
+    pub image: String,
+    /// The arguments of the job. `{name}` stands for the value of a field.
+    pub command: Vec<String>,
+    /// The values that a person may choose.
+    pub fields: Vec<Field>,
+    /// The files that the job needs, in a sentence for people: it takes at least one input file or dataset. `None` for
+    /// a job that needs none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
+    /// The hosts of the internet that the job needs, for example for the weights of a model.
+    #[serde(skip_serializing_if = "Egress::is_none")]
+    pub egress: Egress,
     /// The resources, if the request names none.
     pub resources: Resources,
     /// The time limit in seconds, if the request names none.
     pub seconds: u64,
-    /// True if the machine pulls the image from a public registry.
-    pub pulled: bool,
 }
 
-/// An argument that a person may choose: `--<name> <value>`.
-#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+/// A value that a person may choose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Field {
-    /// Name of the argument, without dashes.
-    pub name: &'static str,
+    /// Name of the value, in requests and in the command.
+    pub name: String,
     /// The label in the form.
-    pub label: &'static str,
+    pub label: String,
     /// The value if the request has none.
-    pub default: &'static str,
-    /// Least value; `None`: 0.
-    pub least: Option<u32>,
-    /// Greatest value; `None`: no limit.
-    pub most: Option<u32>,
+    pub default: String,
+    /// The values that are allowed.
+    #[serde(flatten)]
+    pub values: Values,
 }
 
-const WORKLOADS: &str = "gpubnb/workloads:1";
+/// The values that a field allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case", tag = "values")]
+pub enum Values {
+    /// Whole numbers.
+    Number {
+        /// Least value.
+        least: u32,
+        /// Greatest value.
+        most: u32,
+    },
+    /// One of some texts.
+    Choice {
+        /// The texts.
+        choices: Vec<String>,
+    },
+    /// A text of letters, digits and `._/:@-`, which begins with a letter or a digit: the name of a model, of a column
+    /// or of a language, but no option of a program.
+    Text {
+        /// The most characters.
+        longest: u32,
+    },
+}
 
-const fn number(name: &'static str, label: &'static str, default: &'static str, least: u32, most: u32) -> Field {
-    Field { name, label, default, least: Some(least), most: Some(most) }
+impl Field {
+    /// Refuses a value that the field does not allow. The error is a sentence for people.
+    pub fn check(&self, value: &str) -> Result<(), String> {
+        let label = &self.label;
+        match &self.values {
+            Values::Number { least, most } => match value.parse::<u32>() {
+                // `+5` is a number, too, but a program may read it otherwise.
+                Ok(number) if (*least..=*most).contains(&number) && !value.starts_with('+') => Ok(()),
+                _ => Err(format!("{label} must be a whole number from {least} to {most}.")),
+            },
+            Values::Choice { choices } if choices.iter().any(|choice| choice == value) => Ok(()),
+            Values::Choice { choices } => Err(format!("{label} must be one of: {}.", choices.join(", "))),
+            Values::Text { longest } => {
+                let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"._/:@-".contains(&b);
+                let begins_well = value.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+                if begins_well && value.bytes().all(is_plain) && value.len() <= *longest as usize {
+                    return Ok(());
+                }
+                Err(format!(
+                    "{label} must have up to {longest} letters, digits, ., _, /, :, @ and -, and begin with a letter or a digit."
+                ))
+            }
+        }
+    }
+}
+
+/// Why the parameters of a request do not fit a template: the field, and a sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadParameter {
+    /// The field.
+    pub field: String,
+    /// The sentence for people.
+    pub message: String,
+}
+
+impl Template {
+    /// The specification of a job of this template, with the default of each field.
+    pub fn spec(&self, name: &str) -> JobSpec {
+        let command = self.arguments(&BTreeMap::new()).unwrap_or_default();
+        let spec = JobSpec::for_image(name, &self.image, command, self.resources.clone());
+        JobSpec { template: Some(self.id.clone()), egress: self.egress.clone(), ..spec }
+    }
+
+    /// The arguments of a job with these values. A field without a value has its default.
+    pub fn arguments(&self, parameters: &BTreeMap<String, String>) -> Result<Vec<String>, BadParameter> {
+        if let Some(unknown) = parameters.keys().find(|name| !self.fields.iter().any(|f| f.name == **name)) {
+            let known: Vec<_> = self.fields.iter().map(|f| f.name.as_str()).collect();
+            let message = format!("`{unknown}` is not a field of this template. The fields are: {}.", known.join(", "));
+            return Err(BadParameter { field: "parameters".to_owned(), message });
+        }
+        let mut values = Vec::new();
+        for field in &self.fields {
+            let value = parameters.get(&field.name).map_or(field.default.as_str(), |value| value.trim());
+            field.check(value).map_err(|message| BadParameter { field: field.name.clone(), message })?;
+            values.push((field.name.as_str(), value));
+        }
+        Ok(self.command.iter().map(|argument| fill_in(argument, &values)).collect())
+    }
+
+    /// The values of the fields in a job's arguments: the inverse of [`Self::arguments`]. `None` if these are no
+    /// arguments of this template.
+    pub fn parameters(&self, command: &[String]) -> Option<BTreeMap<String, String>> {
+        let mut found = BTreeMap::new();
+        if command.len() != self.command.len() {
+            return None;
+        }
+        for (pattern, argument) in self.command.iter().zip(command) {
+            let field = self.fields.iter().find(|field| pattern.contains(&placeholder(&field.name)));
+            let Some(field) = field else { continue };
+            let (before, after) = pattern.split_once(&placeholder(&field.name))?;
+            let value = argument.strip_prefix(before)?.strip_suffix(after)?;
+            found.insert(field.name.clone(), value.to_owned());
+        }
+        (self.arguments(&found).as_deref() == Ok(command)).then_some(found)
+    }
+
+    /// Why this is no template that a market may offer; `None` if it is one.
+    ///
+    /// A placeholder stands in an argument of its own, at most once, beside letters that no shell reads: a value can
+    /// never become a part of a script.
+    pub fn fault(&self) -> Option<String> {
+        let is_id = |text: &str| {
+            let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            (1..=40).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-')
+        };
+        let is_text = |text: &str, longest: usize| {
+            !text.trim().is_empty() && text.len() <= longest && text.chars().all(crate::text::is_plain)
+        };
+        if !is_id(&self.id) {
+            return Some(format!("`{}` is no id: an id has up to 40 small letters, digits and dashes", self.id));
+        }
+        if !is_text(&self.title, 80) || !is_text(&self.about, 300) || !is_id(&self.picture) {
+            return Some("the title, the sentence about the job, or the picture is missing or too long".to_owned());
+        }
+        if self.input.as_deref().is_some_and(|text| !is_text(text, 300)) {
+            return Some("`input` must be a sentence".to_owned());
+        }
+        if self.fields.len() > 16 {
+            return Some("a template has at most 16 fields".to_owned());
+        }
+        for field in &self.fields {
+            let users = self.command.iter().filter(|argument| argument.contains(&placeholder(&field.name)));
+            let users: Vec<_> = users.collect();
+            if !is_id(&field.name) || !is_text(&field.label, 80) {
+                return Some(format!("the field `{}` has no valid name or label", field.name));
+            }
+            if let Err(message) = field.check(&field.default) {
+                return Some(format!("the default of the field `{}` is not allowed: {message}", field.name));
+            }
+            let is_safe = |argument: &str| {
+                let rest = argument.replacen(&placeholder(&field.name), "", 1);
+                rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/:=,-".contains(&b))
+            };
+            if users.len() != 1 || !is_safe(users[0]) {
+                return Some(format!(
+                    "`{{{}}}` must stand once in the command, in an argument of its own, such as `--{0}={{{0}}}`",
+                    field.name
+                ));
+            }
+        }
+        None
+    }
+}
+
+fn placeholder(name: &str) -> String {
+    format!("{{{name}}}")
+}
+
+/// An argument with the values in the place of the placeholders.
+fn fill_in(argument: &str, values: &[(&str, &str)]) -> String {
+    let used = values.iter().find(|(name, _)| argument.contains(&placeholder(name)));
+    used.map_or_else(|| argument.to_owned(), |(name, value)| argument.replacen(&placeholder(name), value, 1))
+}
+
+/// A template of the market's own image. Its program has an option for each field.
+fn own(id: &str, title: &str, about: &str, fields: Vec<Field>, resources: Resources, seconds: u64) -> Template {
+    let options = fields.iter().flat_map(|field| [format!("--{}", field.name), placeholder(&field.name)]);
+    Template {
+        id: id.to_owned(),
+        title: title.to_owned(),
+        about: about.to_owned(),
+        picture: id.to_owned(),
+        image_name: OWN_IMAGE.to_owned(),
+        image: OWN_IMAGE.to_owned(),
+        command: [id.to_owned()].into_iter().chain(options).collect(),
+        fields,
+        input: None,
+        egress: Egress::default(),
+        resources,
+        seconds,
+    }
+}
+
+fn number(name: &str, label: &str, default: u32, least: u32, most: u32) -> Field {
+    let values = Values::Number { least, most };
+    Field { name: name.to_owned(), label: label.to_owned(), default: default.to_string(), values }
 }
 
 /// One core, with `memory` and `output` in MiB.
@@ -54,120 +246,140 @@ const fn small(memory: u64, output: u64) -> Resources {
     Resources::new(1_000, Mebibytes(memory), Mebibytes(output))
 }
 
-/// Four cores, 16 GiB of memory, and one GPU with at least `vram` MiB of memory.
-const fn gpu(vram: u64) -> Resources {
-    Resources::new(4_000, Mebibytes(16_384), Mebibytes(10_240)).with_gpus(1, Mebibytes(vram))
-}
+/// The templates of the market's own image, in the order of the form. A new user's first choice comes first.
+pub static OWN: LazyLock<Vec<Template>> = LazyLock::new(|| {
+    vec![
+        own(
+            "train",
+            "Train a neural network",
+            "Trains a small network on 1,797 real handwritten digits; leaves the model, its metrics and a plot.",
+            vec![
+                number("epochs", "Epochs", 12, 1, 1_000),
+                number("hidden", "Hidden units", 64, 4, 1_024),
+                number("seed", "Seed", 7, 0, 1_000_000),
+            ],
+            small(512, 64),
+            600,
+        ),
+        own(
+            "render",
+            "Render an image",
+            "Traces the light through a small scene and leaves a picture.",
+            vec![
+                number("width", "Width, pixels", 640, 16, 4_096),
+                number("height", "Height, pixels", 360, 16, 4_096),
+                number("samples", "Samples a pixel", 32, 1, 4_096),
+            ],
+            small(512, 64),
+            900,
+        ),
+        own(
+            "matmul",
+            "Measure matrix multiplication",
+            "Multiplies matrices for a while and says how fast.",
+            vec![number("size", "Matrix size", 512, 16, 4_096), number("seconds", "Seconds", 5, 1, 600)],
+            small(1_024, 16),
+            300,
+        ),
+        own(
+            "count",
+            "Count lines",
+            "Prints numbered lines with a pause between them: to try logs and cancelling.",
+            vec![
+                number("lines", "Lines", 100, 1, 1_000_000),
+                number("interval-ms", "Pause, ms", 100, 0, 60_000),
+                number("exit-code", "Exit code", 0, 0, 255),
+            ],
+            small(64, 16),
+            600,
+        ),
+        own("noop", "Do nothing", "Ends at once: to measure what the market itself costs.", vec![], small(64, 16), 60),
+    ]
+});
 
-/// All templates, in the order of the form. A new user's first choice comes first.
-pub const ALL: &[Template] = &[
-    Template {
-        id: "train",
-        title: "Train a neural network",
-        about: "Trains a small network on 1,797 real handwritten digits; leaves the model, its metrics and a plot.",
-        image: WORKLOADS,
-        command: &["train"],
-        fields: &[
-            number("epochs", "Epochs", "12", 1, 1_000),
-            number("hidden", "Hidden units", "64", 4, 1_024),
-            number("seed", "Seed", "7", 0, 1_000_000),
-        ],
-        resources: small(512, 64),
-        seconds: 600,
-        pulled: false,
-    },
-    Template {
-        id: "render",
-        title: "Render an image",
-        about: "Traces the light through a small scene and leaves a picture.",
-        image: WORKLOADS,
-        command: &["render"],
-        fields: &[
-            number("width", "Width, pixels", "640", 16, 4_096),
-            number("height", "Height, pixels", "360", 16, 4_096),
-            number("samples", "Samples a pixel", "32", 1, 4_096),
-        ],
-        resources: small(512, 64),
-        seconds: 900,
-        pulled: false,
-    },
-    Template {
-        id: "matmul",
-        title: "Measure matrix multiplication",
-        about: "Multiplies matrices for a while and says how fast.",
-        image: WORKLOADS,
-        command: &["matmul"],
-        fields: &[number("size", "Matrix size", "512", 16, 4_096), number("seconds", "Seconds", "5", 1, 600)],
-        resources: small(1_024, 16),
-        seconds: 300,
-        pulled: false,
-    },
-    Template {
-        id: "count",
-        title: "Count lines",
-        about: "Prints numbered lines with a pause between them: to try logs and cancelling.",
-        image: WORKLOADS,
-        command: &["count"],
-        fields: &[
-            number("lines", "Lines", "100", 1, 1_000_000),
-            number("interval-ms", "Pause, ms", "100", 0, 60_000),
-            number("exit-code", "Exit code", "0", 0, 255),
-        ],
-        resources: small(64, 16),
-        seconds: 600,
-        pulled: false,
-    },
-    Template {
-        id: "noop",
-        title: "Do nothing",
-        about: "Ends at once: to measure what the market itself costs.",
-        image: WORKLOADS,
-        command: &["noop"],
-        fields: &[],
-        resources: small(64, 16),
-        seconds: 60,
-        pulled: false,
-    },
-    Template {
-        id: "pytorch",
-        title: "PyTorch on a GPU",
-        about: "Shows the GPU that PyTorch sees and multiplies matrices on it.",
-        image: "pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime",
-        command: &[
-            "python",
-            "-c",
-            "import torch,time; d='cuda'; a=torch.randn(4096,4096,device=d); print(torch.cuda.get_device_name()); \
-             t=time.time(); [a@a for _ in range(100)]; torch.cuda.synchronize(); \
-             print('GFLOP/s', round(100*2*4096**3/(time.time()-t)/1e9))",
-        ],
-        fields: &[],
-        resources: gpu(8_192),
-        seconds: 1_800,
-        pulled: true,
-    },
-    Template {
-        id: "cuda",
-        title: "nvidia-smi",
-        about: "Shows the GPU as the driver sees it, from NVIDIA's own CUDA image.",
-        image: "nvidia/cuda:12.8.1-base-ubuntu24.04",
-        command: &["nvidia-smi"],
-        fields: &[],
-        resources: gpu(1_024),
-        seconds: 300,
-        pulled: true,
-    },
-];
-
-impl Template {
-    /// The specification of a job of this template, without the arguments of the fields.
-    pub fn spec(&self, name: &str) -> JobSpec {
-        let command = self.command.iter().map(|argument| (*argument).to_owned()).collect();
-        let spec = JobSpec::for_image(name, self.image, command, self.resources.clone());
-        JobSpec { template: Some(self.id.to_owned()), ..spec }
-    }
-}
-
-/// The template with this id.
+/// The template of the market's own image with this id.
 pub fn find(id: &str) -> Option<&'static Template> {
-    ALL.iter().find(|t| t.id == id)
+    OWN.iter().find(|t| t.id == id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(command: &[&str], fields: Vec<Field>) -> Template {
+        let command = command.iter().map(|argument| (*argument).to_owned()).collect();
+        Template { command, fields, ..OWN[0].clone() }
+    }
+
+    fn text(name: &str) -> Field {
+        let values = Values::Text { longest: 10 };
+        Field { name: name.to_owned(), label: name.to_owned(), default: "base".to_owned(), values }
+    }
+
+    fn parameters(values: &[(&str, &str)]) -> BTreeMap<String, String> {
+        values.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_values_of_the_fields_go_into_the_command_and_back() {
+        for template in OWN.iter() {
+            assert_eq!(template.fault(), None, "{}", template.id);
+        }
+        let template = with(&["sh", "-c", "run \"$1\"", "run", "m={model}"], vec![text("model")]);
+        assert_eq!(template.fault(), None);
+        let command = template.arguments(&parameters(&[("model", " a/b:1 ")])).unwrap();
+        assert_eq!(command, ["sh", "-c", "run \"$1\"", "run", "m=a/b:1"]);
+        assert_eq!(template.parameters(&command), Some(parameters(&[("model", "a/b:1")])));
+        assert_eq!(template.spec("x").command.last().unwrap(), "m=base");
+        for other in
+            [&command[1..], &["sh".to_owned(), "-c".to_owned(), String::new(), String::new(), "m=a".to_owned()]]
+        {
+            assert_eq!(template.parameters(other), None);
+        }
+    }
+
+    #[test]
+    fn values_that_a_field_does_not_allow_are_refused_by_its_name() {
+        let choice = Field { values: Values::Choice { choices: vec!["base".to_owned()] }, ..text("size") };
+        let template = with(&["{n}", "{text}", "{size}"], vec![number("n", "N", 2, 1, 3), text("text"), choice]);
+        assert_eq!(template.fault(), None);
+        let long = "a".repeat(11);
+        for (name, value) in [
+            ("n", "0"),
+            ("n", "4"),
+            ("n", "+2"),
+            ("n", "1.5"),
+            ("n", ""),
+            ("text", ""),
+            ("text", "-rf"),
+            ("text", "a b"),
+            ("text", "$(id)"),
+            ("text", "a;b"),
+            ("text", &long),
+            ("size", "small"),
+        ] {
+            assert_eq!(template.arguments(&parameters(&[(name, value)])).unwrap_err().field, name, "{value:?}");
+        }
+        assert_eq!(template.arguments(&parameters(&[("x", "1")])).unwrap_err().field, "parameters");
+        // A value that looks like a placeholder stays a value.
+        assert!(template.arguments(&parameters(&[("text", "{n}")])).is_err());
+    }
+
+    #[test]
+    fn a_template_whose_values_could_become_a_script_is_none() {
+        let fault = |command: &[&str]| with(command, vec![text("model")]).fault();
+        assert_eq!(fault(&["run", "{model}"]), None);
+        for command in [
+            &["sh", "-c", "run {model}"][..],
+            &["sh", "-c", "{model};ls"],
+            &["run"],
+            &["run", "{model}", "{model}"],
+            &["run", "{model}{model}"],
+        ] {
+            assert!(fault(command).is_some(), "{command:?}");
+        }
+        assert!(with(&["{m}"], vec![Field { default: "-".to_owned(), ..text("m") }]).fault().is_some());
+        assert!(Template { id: "A b".to_owned(), ..OWN[0].clone() }.fault().is_some());
+        assert!(Template { about: String::new(), ..OWN[0].clone() }.fault().is_some());
+    }
 }

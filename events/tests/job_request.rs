@@ -26,16 +26,18 @@ fn amount() -> impl Generator<Value = String> {
 
 /// The program of a job: a template with values for its fields, or an image with a command.
 fn program() -> impl Generator<Value = JobRequest> {
-    let chosen = (0..template::ALL.len(), any::<u32>()).prop_map(|(n, seed)| {
-        let template = &template::ALL[n];
+    let chosen = (0..template::OWN.len(), any::<u32>()).prop_map(|(n, seed)| {
+        let template = &template::OWN[n];
         let choice = |f: &template::Field| {
-            let (least, most) = (f.least.unwrap_or(0), f.most.unwrap_or(u32::MAX));
-            (f.name.to_owned(), (least + seed % (most - least + 1)).to_string())
+            let template::Values::Number { least, most } = f.values else {
+                panic!("the market's own jobs have numbers")
+            };
+            (f.name.clone(), (least + seed % (most - least + 1)).to_string())
         };
         // Some fields get a value, and the other fields keep the template's default.
         let parameters =
             template.fields.iter().filter(|f| !f.name.len().is_multiple_of(2) || seed % 2 == 0).map(choice).collect();
-        JobRequest { template: Some(template.id.to_owned()), parameters, ..JobRequest::default() }
+        JobRequest { template: Some(template.id.clone()), parameters, ..JobRequest::default() }
     });
     let custom = (text(), vec(text(), 0..5)).prop_map(|(image, command)| JobRequest {
         image: Some(image),
@@ -142,8 +144,9 @@ fn submitted(request: JobRequest, job: JobId) -> JobSubmitted {
         bytes: 7,
     };
     let datasets = request.datasets.iter().map(mounted).collect();
+    let template = request.template.as_deref().and_then(template::find);
     let SubmitJob { spec, placement, time, budget, max_attempts, queue, .. } =
-        request.into_command(job, inputs, datasets).unwrap();
+        request.into_command(job, template, inputs, datasets).unwrap();
     let hold = budget.unwrap_or(MicroUsd(1_234_567));
     let max_price = budget.is_none().then_some(HourlyRate(hold));
     let (max_attempts, queue) = (max_attempts.unwrap_or(3), queue.unwrap_or(Seconds(86_400)));
@@ -158,19 +161,25 @@ fn submitted(request: JobRequest, job: JobId) -> JobSubmitted {
     }
 }
 
+/// The request that submits the same job again.
+fn again(event: &JobSubmitted) -> JobRequest {
+    let template = event.spec.template.as_deref().and_then(template::find);
+    JobRequest::from_job(&event.spec, &event.placement, &event.limits, template)
+}
+
 proptest! {
     #[test]
     fn running_a_job_again_submits_the_same_job(request in request()) {
         let job = JobId::generate();
         let event = submitted(request, job);
-        let again = JobRequest::from_job(&event.spec, &event.placement, &event.limits);
+        let request = again(&event);
         // Through JSON, as the API and the client send it.
-        let sent: JobRequest = serde_json::from_str(&serde_json::to_string(&again).unwrap()).unwrap();
-        prop_assert_eq!(&sent, &again);
+        let sent: JobRequest = serde_json::from_str(&serde_json::to_string(&request).unwrap()).unwrap();
+        prop_assert_eq!(&sent, &request);
         let second = submitted(sent, job);
         prop_assert_eq!(&second, &event);
         // A request with every default filled in comes back unchanged.
-        prop_assert_eq!(JobRequest::from_job(&second.spec, &second.placement, &second.limits), again);
+        prop_assert_eq!(again(&second), request);
     }
 }
 
@@ -179,7 +188,7 @@ fn the_value_of_a_templates_field_must_be_within_the_bounds() {
     let command = |value: &str| {
         let parameters = [("epochs".to_owned(), value.to_owned())].into();
         let request = JobRequest { template: Some("train".to_owned()), parameters, ..JobRequest::default() };
-        request.into_command(JobId::generate(), Vec::new(), Vec::new())
+        request.into_command(JobId::generate(), template::find("train"), Vec::new(), Vec::new())
     };
     assert_eq!(command("3").unwrap().spec.command[..3], ["train", "--epochs", "3"]);
     for bad in ["0", "--help", "1e3"] {
@@ -196,4 +205,39 @@ fn numbers_and_check_boxes_parse_as_a_form_sends_them() {
     for bad in [r#"{ "gpus": "two" }"#, r#"{ "gpus": -1 }"#, r#"{ "verified": "maybe" }"#, r#"{ "surprise": 1 }"#] {
         assert!(read(bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn a_job_of_a_template_that_has_changed_is_made_again_from_its_image() {
+    let request = JobRequest { template: Some("train".to_owned()), ..JobRequest::default() };
+    let event = submitted(request, JobId::generate());
+    let train = template::find("train").unwrap();
+    let changed = template::Template { image: "another@sha256:0".to_owned(), ..train.clone() };
+    for template in [None, Some(&changed), template::find("noop")] {
+        let again = JobRequest::from_job(&event.spec, &event.placement, &event.limits, template);
+        assert_eq!((again.template, again.image), (None, Some(train.image.clone())));
+        assert_eq!(again.command, event.spec.command);
+    }
+}
+
+#[test]
+fn a_template_adds_its_hosts_and_asks_for_its_file() {
+    let input = Some("One video.".to_owned());
+    let template =
+        template::Template { egress: "pypi.org".parse().unwrap(), input, ..template::find("noop").unwrap().clone() };
+    let request = || JobRequest { template: Some("noop".to_owned()), ..JobRequest::default() };
+    let refused = request().into_command(JobId::generate(), Some(&template), Vec::new(), Vec::new()).unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("inputs"));
+    let file = Input { input: CommandId::generate(), path: "a".to_owned(), bytes: 1, sha256: "ab".to_owned() };
+    let named = vec![InputRequest { input: file.input, path: file.path.clone() }];
+    let command = |request: JobRequest| {
+        let request = JobRequest { inputs: named.clone(), ..request };
+        request.into_command(JobId::generate(), Some(&template), vec![file.clone()], Vec::new()).unwrap()
+    };
+    assert_eq!(command(request()).spec.egress, template.egress);
+    let own: Egress = "github.com".parse().unwrap();
+    assert_eq!(command(JobRequest { egress: own.clone(), ..request() }).spec.egress, own);
+    let unknown = JobRequest { template: Some("surprise".to_owned()), ..JobRequest::default() };
+    let refused = unknown.into_command(JobId::generate(), None, Vec::new(), Vec::new()).unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("template"));
 }

@@ -2,7 +2,7 @@
 //! the web server's routes.
 
 /// Pages of a signed-in person: the address and the name of the screenshot.
-pub const PAGES: [(&str, &str); 26] = [
+pub const PAGES: [(&str, &str); 27] = [
     ("/", "landing"),
     ("/market", "market"),
     ("/market/prices", "prices"),
@@ -13,6 +13,7 @@ pub const PAGES: [(&str, &str); 26] = [
     ("/jobs", "jobs"),
     ("/jobs/compare", "compare-jobs"),
     ("/jobs/new", "new-job"),
+    ("/templates", "templates"),
     ("/batches", "batches"),
     ("/wallet", "wallet"),
     ("/account", "account"),

@@ -3,7 +3,12 @@
 use std::sync::Arc;
 
 use async_nats::jetstream::Context;
-use gpubnb_events::{Actor, Clock, JobId, Timestamp, subject};
+use gpubnb_events::{
+    Actor, Clock, JobId, Timestamp,
+    job_request::JobRequest,
+    spec::{JobSpec, Limits, Placement},
+    subject,
+};
 use gpubnb_files::Files;
 use gpubnb_query::QueryClient;
 use gpubnb_runtime::{
@@ -19,6 +24,7 @@ use crate::{
     image_names::ImageNames,
     request_span,
     state::{Changes, Datasets, MachineCache, Notifications, RecentSums, Uploads, WorkerProgram},
+    templates::Templates,
 };
 
 /// The broker's address and certificate for machines.
@@ -55,6 +61,7 @@ pub(crate) struct App {
     pub(crate) datasets: Datasets,
     /// The digests of images that people name by a tag.
     pub(crate) image_names: Arc<ImageNames>,
+    pub(crate) templates: Arc<Templates>,
     /// The host and port that webhooks may reach without TLS.
     pub(crate) webhook_host: Option<Arc<str>>,
     /// The terms of use; empty if the operator wrote none.
@@ -74,6 +81,12 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// The request that submits a job with this specification again.
+    pub(crate) fn request_again(&self, spec: &JobSpec, placement: &Placement, limits: &Limits) -> JobRequest {
+        let template = spec.template.as_deref().and_then(|id| self.templates.find(id));
+        JobRequest::from_job(spec, placement, limits, template.as_deref())
     }
 
     /// Sends a command in the name of an actor. `area` and `verb` form the command's subject, for example `account` and

@@ -144,7 +144,7 @@ pub(crate) async fn retry(
         return Err(Problem::invalid("batch", "All tasks completed: there is nothing to try again."));
     }
     let indices: Vec<u32> = tasks.iter().map(|task| task.index).collect();
-    let job = JobRequest { job: None, ..JobRequest::from_job(&view.spec, &view.placement, &view.limits) };
+    let job = JobRequest { job: None, ..app.request_again(&view.spec, &view.placement, &view.limits) };
     let (batch, max_running, max_failures) = (Some(retried_as), Some(view.max_running), Some(view.max_failures));
     let request = BatchRequest { batch, job, max_running, max_failures, ..BatchRequest::default() };
     let request = if view.parameters.is_empty() {

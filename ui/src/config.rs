@@ -27,6 +27,8 @@ pub enum Command {
     Run(RunArgs),
     /// Prints a link that makes the first person who opens it an operator. The link works once, within an hour.
     OperatorLink(LinkArgs),
+    /// Approves a template: finds the digest of its image, and writes the file with it into the directory of templates.
+    ApproveTemplate(ApproveArgs),
     /// Prints the API as an OpenAPI 3.1 document.
     Openapi,
     /// Prints one line for every endpoint: method, path, and the access that the endpoint demands.
@@ -39,6 +41,20 @@ pub struct LinkArgs {
     /// Address at which people reach the pages.
     #[arg(long, env = "GPUBNB_URL", default_value = "http://127.0.0.1:8080", value_name = "URL")]
     pub url: String,
+}
+
+/// Options of `approve-template`.
+#[derive(Debug, Clone, Args)]
+pub struct ApproveArgs {
+    /// The templates: files such as `templates/whisper.toml`.
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The directory of the approved templates, which `gpubnb-ui run --templates` names.
+    #[arg(long, env = "GPUBNB_TEMPLATES", value_name = "DIR")]
+    pub templates: PathBuf,
+    /// A registry that may be asked although its address is private: `http://127.0.0.1:5000`. Can be repeated.
+    #[arg(long, env = "GPUBNB_PRIVATE_REGISTRIES", value_delimiter = ',', value_name = "URL")]
+    pub private_registry: Vec<PrivateRegistry>,
 }
 
 /// Options of `run`.
@@ -95,6 +111,10 @@ pub struct RunArgs {
     /// repeated. Jobs may have its images only if `gpubnb-services run --approve-image` names them.
     #[arg(long, env = "GPUBNB_PRIVATE_REGISTRIES", value_delimiter = ',', value_name = "URL")]
     pub private_registry: Vec<PrivateRegistry>,
+    /// Directory with the approved templates of jobs (`gpubnb-ui approve-template`). Files may be added and removed while
+    /// the server runs.
+    #[arg(long, env = "GPUBNB_TEMPLATES", value_name = "DIR")]
+    pub templates: Option<PathBuf>,
     /// File with the terms of use of this market: text, with empty lines between paragraphs.
     #[arg(long, env = "GPUBNB_TERMS", value_name = "FILE")]
     pub terms: Option<PathBuf>,

@@ -227,7 +227,7 @@ pub(crate) fn job_state(row: &JobView) -> String {
 /// The program of a job in a few words: the title of its template, or the image with a short digest.
 pub(crate) fn image(spec: &JobSpec) -> String {
     if let Some(template) = spec.template.as_deref().and_then(template::find) {
-        return template.title.to_owned();
+        return template.title.clone();
     }
     let name = spec.image.rsplit('/').next().unwrap_or_default();
     match name.split_once("@sha256:") {

@@ -11,7 +11,7 @@ use gpubnb_events::{
 };
 use serde_json::{Map, Value};
 
-use crate::{access::CSRF_FIELD, error::Problem};
+use crate::{access::CSRF_FIELD, error::Problem, templates::Templates};
 
 /// The maximum number of fields in a form. It leaves space for a hundred files.
 const MAX_FIELDS: usize = 200;
@@ -67,11 +67,13 @@ fn unreadable_field(e: serde_path_to_error::Error<serde_json::Error>) -> Problem
 
 /// The problems of all fields of a form, each in the order in which the form is read; empty if every field can be read.
 /// A field that cannot be read is left out, so that the next one is found.
-pub(crate) fn problems(mut fields: Vec<(String, String)>) -> Vec<Problem> {
+pub(crate) fn problems(templates: &Templates, mut fields: Vec<(String, String)>) -> Vec<Problem> {
     let mut problems = Vec::new();
     for _ in 0..MAX_FIELDS {
         let command = |request: JobRequest| {
-            request.into_command(JobId::generate(), Vec::new(), Vec::new()).map_err(Problem::from)
+            let template = request.template.as_deref().and_then(|id| templates.find(id));
+            let command = request.into_command(JobId::generate(), template.as_deref(), Vec::new(), Vec::new());
+            command.map_err(Problem::from)
         };
         let Err(problem) = from_form(fields.clone()).and_then(command) else { break };
         // A field that is missing cannot be left out.
@@ -326,7 +328,8 @@ mod tests {
     #[test]
     fn each_problem_of_a_form_is_told_once() {
         let fields = [("template", ""), ("image", ""), ("memory_mib", "much")];
-        let problems = problems(fields.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
+        let problems =
+            problems(&Templates::open(None), fields.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec());
         let named: Vec<_> = problems.iter().filter_map(|problem| problem.field.as_deref()).collect();
         assert_eq!(named, ["memory", "image"]);
     }

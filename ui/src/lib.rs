@@ -38,6 +38,7 @@ mod serve;
 mod snippets;
 mod state;
 mod submission;
+mod templates;
 #[cfg(test)]
 mod testing;
 mod transfer;
@@ -47,3 +48,4 @@ mod worker_download;
 pub use config::{Cli, Command};
 pub use openapi::{openapi_document, routes_table};
 pub use run::{operator_link, run};
+pub use templates::approve_templates;

@@ -1,7 +1,7 @@
 //! `gpubnb-ui`: the web server.
 
 use clap::Parser;
-use gpubnb_ui::{Cli, Command, openapi_document, operator_link, routes_table, run};
+use gpubnb_ui::{Cli, Command, approve_templates, openapi_document, operator_link, routes_table, run};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -17,6 +17,7 @@ async fn main() -> anyhow::Result<()> {
             Box::pin(run(nats, args, shutdown)).await
         }
         Command::OperatorLink(args) => operator_link(nats, &args.url).await,
+        Command::ApproveTemplate(args) => approve_templates(args).await,
         Command::Openapi => {
             println!("{}", openapi_document()?);
             Ok(())

@@ -118,6 +118,7 @@ fn console_and_documents(routes: Routes) -> Routes {
         .post("/account/webhooks", Session, page::notifications::add_webhook)
         .post("/account/webhooks/{webhook}/remove", Session, page::notifications::remove_webhook)
         .post("/account/webhooks/{webhook}/test", Session, page::notifications::test_webhook)
+        .get("/templates", Public, page::templates::page)
         .get("/datasets", Session, page::datasets::page)
         .post("/datasets/{dataset}/delete", Session, page::datasets::delete)
         .get("/account/secrets", Session, page::secrets::page)

@@ -30,6 +30,7 @@ use crate::{
     image_names::ImageNames,
     serve::serve,
     state::{Changes, Datasets, MachineCache, Notifications, RecentSums, Uploads, WorkerProgram, watch_stores},
+    templates::Templates,
 };
 
 /// The time for which an invitation of an operator is valid.
@@ -69,7 +70,10 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.spawn(sessions.clone().listen(shutdown.clone()));
     let terms = args.terms.as_ref().map(fs::read_to_string).transpose().context("reading --terms")?;
     let permit_key = PermitKey::read(&key).with_context(|| format!("reading {}", key.display()))?;
+    let templates = Arc::new(Templates::open(args.templates.clone()));
+    tasks.spawn(Arc::clone(&templates).watch(shutdown.clone()));
     let app = App {
+        templates,
         image_names: Arc::new(image_names(&args)),
         webhook_host: args.webhook_host.as_deref().map(Into::into),
         terms: terms.unwrap_or_default().into(),

@@ -58,6 +58,8 @@ impl Submission {
         (job, least): (JobId, Seconds),
         earlier: Option<JobSpec>,
     ) -> Result<Self, Problem> {
+        let template = request.template.as_deref().and_then(|id| app.templates.find(id));
+        let template = template.as_deref();
         let inputs = transfer::resolve_inputs(app, account, &request.inputs).await?;
         let image = request.image.as_deref().filter(|_| request.template.is_none()).map(str::trim);
         let datasets =
@@ -70,7 +72,11 @@ impl Submission {
             };
         if let Some(earlier) = earlier.and_then(|spec| image_of_earlier_job(spec, image?)) {
             request.image = Some(earlier);
-            return Ok(Self { command: request.into_command(job, inputs, datasets)?, pinned: None, unresolved: None });
+            return Ok(Self {
+                command: request.into_command(job, template, inputs, datasets)?,
+                pinned: None,
+                unresolved: None,
+            });
         }
         let found = match image {
             None => Ok(None),
@@ -80,7 +86,7 @@ impl Submission {
         if let Some(pinned) = &pinned {
             request.image = Some(pinned.name.clone());
         }
-        Ok(Self { command: request.into_command(job, inputs, datasets)?, pinned, unresolved })
+        Ok(Self { command: request.into_command(job, template, inputs, datasets)?, pinned, unresolved })
     }
 
     pub(crate) async fn submit(self, app: &App, actor: Actor) -> Result<Submitted, Problem> {

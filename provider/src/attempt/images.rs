@@ -39,7 +39,7 @@ const PUBLISH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The owner's rules for images.
 pub(crate) struct ImageRules {
-    /// The registries of the images that jobs may use, besides the images of templates; `None`: all.
+    /// The registries of the images that jobs may use, besides the market's own; `None`: all.
     pub(crate) registries: Option<Vec<String>>,
     pub(crate) fetcher: ImageFetcher,
     /// The limits of the cache of images that were fetched for jobs.
@@ -47,10 +47,10 @@ pub(crate) struct ImageRules {
 }
 
 impl ImageRules {
-    /// True if the owner allows the image. The worker knows the images of templates itself.
+    /// True if the owner allows the image. The market's own image is allowed on every machine.
     fn allow(&self, spec: &JobSpec) -> bool {
-        let is_template = template::ALL.iter().any(|template| template.image == spec.image);
-        is_template || self.registries.as_ref().is_none_or(|registries| is_in_registries(&spec.image, registries))
+        spec.image == template::OWN_IMAGE
+            || self.registries.as_ref().is_none_or(|registries| is_in_registries(&spec.image, registries))
     }
 }
 

@@ -173,9 +173,9 @@ fn hardware() -> Hardware {
 
 /// A grant for a job of the first template, with these limits. `output` is its largest output.
 pub(super) fn grant(time: Millis, budget: Option<Millis>, output: Mebibytes) -> Grant {
-    let template = &template::ALL[0];
+    let template = &template::OWN[0];
     let mut resources = template.resources.clone();
     (resources.output, resources.disk) = (output, Some(output));
-    let spec = JobSpec::for_image("test", template.image, Vec::new(), resources);
+    let spec = JobSpec::for_image("test", &template.image, Vec::new(), resources);
     Grant { spec, time, budget, started: false, upload: None, inputs: Vec::new(), datasets: Vec::new(), env: None }
 }

@@ -1,5 +1,5 @@
-//! Measures how fast each GPU multiplies matrices (*matmul*). The measurement runs the market's template `pytorch` in
-//! the sandbox of a job, which also proves that jobs can use the GPU. The measurement takes minutes, and no job should
+//! Measures how fast each GPU multiplies matrices (*matmul*). The measurement runs PyTorch in the sandbox of a job,
+//! which also proves that jobs can use the GPU. The measurement takes minutes, and no job should
 //! run at the same time. Therefore the GPUs are measured only when the owner asks. The results are saved in the
 //! worker's directory, and reported at each start of the worker.
 
@@ -25,8 +25,7 @@ use futures_util::StreamExt as _;
 use gpubnb_events::{
     JobId, Lease, MachineId, Seq,
     event::Check,
-    spec::{JobSpec, Resources},
-    template::{self, Template},
+    spec::{JobSpec, Mebibytes, Resources},
     text::is_plain,
 };
 
@@ -42,7 +41,13 @@ const RESULTS_FILE: &str = "matmul.json";
 const PULL_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// Longest time of the measurement of one GPU.
 const MEASURE_TIMEOUT: Duration = Duration::from_secs(300);
-/// The text that the template prints before the speed.
+/// The image of the measurement.
+const IMAGE: &str = "pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime";
+/// The program of the measurement.
+const PROGRAM: &str = "import torch,time; d='cuda'; a=torch.randn(4096,4096,device=d); \
+    print(torch.cuda.get_device_name()); t=time.time(); [a@a for _ in range(100)]; torch.cuda.synchronize(); \
+    print('GFLOP/s', round(100*2*4096**3/(time.time()-t)/1e9))";
+/// The text that the program prints before the speed.
 const PREFIX: &str = "GFLOP/s ";
 /// Most bytes of the container's log that are read.
 const MAX_LOG_BYTES: usize = 64 * 1024;
@@ -107,8 +112,7 @@ fn read_results(path: &Path) -> Rates {
 
 /// Measures one GPU in a container. `gpu` is its UUID. Returns the speed in GFLOP/s.
 async fn measure(subject: &TestSubject<'_>, docker: &Docker, gpu: &str) -> anyhow::Result<u64> {
-    let template = template::ALL.iter().find(|t| t.id == "pytorch").context("the market has no template `pytorch`")?;
-    let image = image_id(docker, template).await?;
+    let image = image_id(docker).await?;
     let output = ScratchDir::new(subject.state, file_owner(docker).await?)?;
     let (machine, job, lease) = (MachineId::generate(), JobId::generate(), Lease(Seq::ZERO));
     let params = SandboxParams {
@@ -129,7 +133,7 @@ async fn measure(subject: &TestSubject<'_>, docker: &Docker, gpu: &str) -> anyho
         runtime: subject.runtime.map(ToOwned::to_owned),
         max_log: 1 << 20,
     };
-    let mut body = hardened_container(&job_spec(template), &params);
+    let mut body = hardened_container(&job_spec(), &params);
     // Remove the labels. A worker would otherwise resume the container as an attempt of a job.
     body.labels = None;
     let name = format!("gpubnb-self-test-{job}");
@@ -163,12 +167,14 @@ impl Drop for ScratchDir {
     }
 }
 
-fn job_spec(template: &Template) -> JobSpec {
-    let whole = template.spec(template.title);
-    JobSpec { resources: limit_to_machine(whole.resources.clone()), ..whole }
+/// The measurement as a job: four cores, 16 GiB of memory, and one GPU with 8 GiB.
+fn job_spec() -> JobSpec {
+    let resources = Resources::new(4_000, Mebibytes(16_384), Mebibytes(16)).with_gpus(1, Mebibytes(8_192));
+    let command = ["python", "-c", PROGRAM].map(ToOwned::to_owned).to_vec();
+    JobSpec::for_image("matmul", IMAGE, command, limit_to_machine(resources))
 }
 
-/// Reduces the template's CPU and memory to those of this machine. Only the GPU is measured.
+/// Reduces the job's CPU and memory to those of this machine. Only the GPU is measured.
 fn limit_to_machine(mut resources: Resources) -> Resources {
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     resources.cpu_millis = resources.cpu_millis.min(u32::try_from(cores).unwrap_or(u32::MAX).saturating_mul(1_000));
@@ -178,13 +184,13 @@ fn limit_to_machine(mut resources: Resources) -> Resources {
     resources
 }
 
-/// The id of the template's image. Pulls the image if it is not on this machine.
-async fn image_id(docker: &Docker, template: &Template) -> anyhow::Result<String> {
-    let inspect = async || docker.inspect_image(template.image).await.map(|found| found.id.unwrap_or_default());
+/// The id of the image. Pulls the image if it is not on this machine.
+async fn image_id(docker: &Docker) -> anyhow::Result<String> {
+    let inspect = async || docker.inspect_image(IMAGE).await.map(|found| found.id.unwrap_or_default());
     match inspect().await {
         Err(Error::DockerResponseServerError { status_code: 404, .. }) => {
-            eprintln!("pulling {} (some GB, once)", template.image);
-            let options = CreateImageOptionsBuilder::default().from_image(template.image).build();
+            eprintln!("pulling {IMAGE} (some GB, once)");
+            let options = CreateImageOptionsBuilder::default().from_image(IMAGE).build();
             let mut steps = docker.create_image(Some(options), None, None);
             let all = async {
                 while let Some(step) = steps.next().await {
@@ -229,10 +235,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_speed_is_parsed_from_its_own_line_of_the_templates_output() {
+    fn the_speed_is_parsed_from_its_own_line_of_the_programs_output() {
         assert_eq!(parse_rate("NVIDIA H100\nGFLOP/s 51234\n"), Some(51_234));
         assert_eq!(parse_rate("Traceback: GFLOP/s 1"), None);
-        let template = template::ALL.iter().find(|t| t.id == "pytorch").unwrap();
-        assert!(template.command.iter().any(|part| part.contains("print('GFLOP/s',")));
+        assert!(PROGRAM.contains("print('GFLOP/s',"));
     }
 }

@@ -207,14 +207,18 @@ const PRIVATE_DOMAINS: [&str; 15] = [
     "example",
 ];
 
-/// Checks the image. It must be a template's image, an approved image, or an image in a public registry with a digest.
+/// Checks the image. It must be the market's own image, an approved image, or an image in a public registry with a
+/// digest. The template is a name for people: the web server knows the templates, and makes the image and the command.
 fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), DomainError> {
     if let Some(id) = &spec.template {
-        let known = template::find(id).ok_or_else(|| DomainError::field("template", "There is no such template."))?;
-        if known.image != spec.image {
-            return Err(DomainError::field("image", format!("Template `{id}` runs the image {}.", known.image)));
+        check_text("template", id, 40)?;
+        let own = template::find(id);
+        if own.is_some_and(|own| own.image != spec.image) || (own.is_none() && spec.image == template::OWN_IMAGE) {
+            return Err(DomainError::field("template", "There is no such template."));
         }
-        return Ok(());
+        if own.is_some() {
+            return Ok(());
+        }
     }
     if settings.approved_images.contains(&spec.image) {
         return Ok(());

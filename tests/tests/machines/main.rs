@@ -17,4 +17,5 @@ mod page;
 mod person;
 mod python;
 mod restarts;
+mod templates;
 mod worker;

@@ -114,7 +114,7 @@ pub(crate) async fn events(
 pub(crate) struct ListedTemplate {
     #[serde(flatten)]
     #[schema(inline)]
-    template: &'static Template,
+    template: Template,
     /// The usual time and cost of its jobs; `None` before the first completed run, and while nobody can say.
     typical: Option<TypicalRun>,
 }
@@ -123,9 +123,9 @@ pub(crate) struct ListedTemplate {
 pub(crate) async fn templates(State(app): State<App>, viewer: Viewer) -> Json<Vec<ListedTemplate>> {
     let missing = |e: &RpcError| warn!(error = %Chain(e), "the templates are listed without their usual times");
     let typical = app.queries.typical_runs(viewer.actor()).await.inspect_err(missing).unwrap_or_default();
-    let of = |template: &'static Template| typical.iter().find(|run| run.template == template.id).cloned();
-    let listed = gpubnb_events::template::ALL.iter().map(|template| ListedTemplate { template, typical: of(template) });
-    Json(listed.collect())
+    let of = |template: &Template| typical.iter().find(|run| run.template == template.id).cloned();
+    let all = app.templates.all();
+    Json(all.iter().map(|t| ListedTemplate { template: Template::clone(t), typical: of(t) }).collect())
 }
 
 /// `GET /market/models`.

@@ -204,7 +204,9 @@ pub(crate) async fn jobs(
         let job = app.queries.job(signed_in.actor(), *id, Seq::ZERO).await?;
         let metrics = log::last_metrics(&app, &job).await?;
         let machine = job.attempts.last().and_then(|attempt| app.machines.machine(attempt.machine));
-        runs.push(Run { job, machine: machine.map(|m| m.listed.offer.name.clone()).unwrap_or_default(), metrics });
+        let machine = machine.map(|m| m.listed.offer.name.clone()).unwrap_or_default();
+        let fields = resubmit::fields(&app, &job).into_iter().collect();
+        runs.push(Run { job, machine, metrics, fields });
     }
     let subjects = runs.iter().map(|run| {
         let id = run.job.job;
@@ -224,6 +226,8 @@ struct Run {
     machine: String,
     /// The last value of each measurement.
     metrics: BTreeMap<String, f64>,
+    /// The form fields that submit the job again.
+    fields: BTreeMap<String, String>,
 }
 
 fn job_rows(runs: &[Run], now: Timestamp) -> Vec<Row> {
@@ -252,11 +256,9 @@ fn job_rows(runs: &[Run], now: Timestamp) -> Vec<Row> {
         let last = |run: &Run| run.metrics.get(&name).map(ToString::to_string).unwrap_or_default();
         Row::plain(format!("Last {name}"), runs.iter().map(last).collect())
     }));
-    let requests: Vec<BTreeMap<_, _>> =
-        runs.iter().map(|run| resubmit::fields(&run.job).into_iter().collect::<BTreeMap<_, _>>()).collect();
-    rows.extend(union(requests.iter().map(|request| request.keys().cloned())).into_iter().map(|field| {
-        let value = |request: &BTreeMap<String, String>| request.get(&field).cloned().unwrap_or_default();
-        Row::plain(input::label_of_form_field(&field), requests.iter().map(value).collect())
+    rows.extend(union(runs.iter().map(|run| run.fields.keys().cloned())).into_iter().map(|field| {
+        let value = |run: &Run| run.fields.get(&field).cloned().unwrap_or_default();
+        Row::plain(input::label_of_form_field(&field), runs.iter().map(value).collect())
     }));
     rows
 }

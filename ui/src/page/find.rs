@@ -6,7 +6,7 @@ use axum::{
     extract::State,
     response::{Html, IntoResponse, Response},
 };
-use gpubnb_events::{Seq, template};
+use gpubnb_events::Seq;
 use gpubnb_query::{request::JobsQuery, view::MachineView};
 use serde::Deserialize;
 
@@ -17,6 +17,7 @@ use crate::{
     error::{PageError, Problem},
     extract::Query,
     format, hardware,
+    templates::Templates,
 };
 
 /// The most results of one kind.
@@ -33,11 +34,12 @@ enum For {
 }
 
 /// The pages: title, address, who can open the page, and further words by which people look for it.
-const PAGES: [(&str, &str, For, &str); 25] = [
+const PAGES: [(&str, &str, For, &str); 26] = [
     ("Market", "/market", For::Anybody, "machines gpus rent offers"),
     ("Prices and availability", "/market/prices", For::Anybody, "history chart"),
     ("Run a job", "/jobs/new", For::SignedIn, "new submit start"),
     ("Jobs", "/jobs", For::SignedIn, "runs history"),
+    ("Templates", "/templates", For::Anybody, "gallery examples ready jobs"),
     ("Batches", "/batches", For::SignedIn, "many tasks array sweep map parameters"),
     ("Wallet", "/wallet", For::SignedIn, "money balance deposit payout statement funds"),
     ("My machines", "/provider", For::SignedIn, "host provider earnings"),
@@ -122,7 +124,7 @@ async fn find(app: &App, viewer: Viewer, search: &str) -> Result<Vec<Found>, Pro
     if viewer.account.is_some() {
         found.extend(event(search));
         found.extend(jobs(app, viewer, search).await?);
-        found.extend(templates(has_all));
+        found.extend(templates(&app.templates, has_all));
     }
     let machines = app.machines.machines().await;
     found.extend(machines.iter().filter(|m| has_all(&machine_words(m))).take(MAX_OF_KIND).map(|m| Found {
@@ -182,12 +184,13 @@ async fn jobs(app: &App, viewer: Viewer, search: &str) -> Result<Vec<Found>, Pro
     Ok(found.collect())
 }
 
-fn templates(has_all: impl Fn(&str) -> bool) -> Vec<Found> {
-    let matching = template::ALL.iter().filter(|t| has_all(&format!("run {} {}", t.title, t.about)));
+fn templates(templates: &Templates, has_all: impl Fn(&str) -> bool) -> Vec<Found> {
+    let all = templates.all();
+    let matching = all.iter().filter(|t| has_all(&format!("run {} {}", t.title, t.about)));
     let found = matching.take(MAX_OF_KIND).map(|t| Found {
         kind: "Run",
-        title: t.title.to_owned(),
-        about: t.about.to_owned(),
+        title: t.title.clone(),
+        about: t.about.clone(),
         address: format!("/jobs/new?template={}", t.id),
     });
     found.collect()

@@ -39,6 +39,7 @@ pub(crate) mod secrets;
 pub(crate) mod sign_in;
 pub(crate) mod status;
 pub(crate) mod styleguide;
+pub(crate) mod templates;
 pub(crate) mod terms;
 pub(crate) mod travel;
 pub(crate) mod wallet;

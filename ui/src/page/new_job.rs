@@ -13,7 +13,7 @@ use gpubnb_events::{
     AccountId, Actor, Chain, JobId, MachineId, Seq, Timestamp,
     command::{BatchQuote, ListSecrets, Quote, StoredSecret, Submitted, SubmittedBatch},
     dataset::DatasetId,
-    template::{self, Template as JobTemplate},
+    template::{OWN_IMAGE, Template as JobTemplate, Values},
 };
 use gpubnb_query::view::{MachineState, MachineView, TypicalRun};
 use gpubnb_runtime::rpc::RpcError;
@@ -65,14 +65,14 @@ const MAX_MACHINES: usize = 200;
 #[template(path = "new_job.html")]
 struct NewJobPage {
     layout: Layout,
-    templates: &'static [JobTemplate],
+    templates: Arc<[Arc<JobTemplate>]>,
     typical_runs: Vec<TypicalRun>,
     /// The person's datasets with names, and those that the form names: the value of the form field `dataset`.
     datasets: Vec<String>,
     /// The names of the person's stored secrets, and those that the form names.
     secrets: Vec<String>,
     /// `None` for a custom image.
-    chosen: Option<&'static JobTemplate>,
+    chosen: Option<Arc<JobTemplate>>,
     /// The chosen machine; `None` if the market chooses.
     machine: Option<Arc<MachineView>>,
     machines: Vec<Arc<MachineView>>,
@@ -115,8 +115,8 @@ impl NewJobPage {
 
     /// The label of the field at fault.
     fn label(&self, field: &str) -> String {
-        let parameters = self.chosen.map(|t| t.fields).unwrap_or_default();
-        let parameter = parameters.iter().find(|f| f.name == field).map(|f| f.label);
+        let parameters = self.chosen.as_ref().map(|t| t.fields.as_slice()).unwrap_or_default();
+        let parameter = parameters.iter().find(|f| f.name == field).map(|f| f.label.as_str());
         parameter.unwrap_or_else(|| input::label(field)).to_owned()
     }
 
@@ -128,8 +128,14 @@ impl NewJobPage {
         self.fields.iter().any(|(name, _)| !is_in_view(name))
     }
 
+    /// The templates of the form: those of the market's own image, and the chosen one.
+    fn shown_templates(&self) -> Vec<&JobTemplate> {
+        let is_shown = |t: &&Arc<JobTemplate>| t.image == OWN_IMAGE || self.is_chosen(t);
+        self.templates.iter().filter(is_shown).map(AsRef::as_ref).collect()
+    }
+
     fn is_chosen(&self, t: &JobTemplate) -> bool {
-        self.chosen.is_some_and(|chosen| chosen.id == t.id)
+        self.chosen.as_ref().is_some_and(|chosen| chosen.id == t.id)
     }
 
     fn is_chosen_machine(&self, m: &MachineView) -> bool {
@@ -160,7 +166,7 @@ impl NewJobPage {
 
     /// The default time limit, seconds.
     fn default_seconds(&self) -> String {
-        self.chosen.map_or(3_600, |t| t.seconds).to_string()
+        self.chosen.as_ref().map_or(3_600, |t| t.seconds).to_string()
     }
 
     /// The environment variables as lines `NAME=`. Their values are secrets, which no page shows.
@@ -204,11 +210,11 @@ async fn render(
     let datasets: BTreeSet<String> = known.into_iter().filter_map(|dataset| dataset.name).chain(named).collect();
     render_page(&NewJobPage {
         layout: Layout::new("New job", "new", signed_in.viewer),
-        templates: template::ALL,
+        templates: app.templates.all(),
         typical_runs,
         datasets: datasets.into_iter().collect(),
         secrets: secrets.into_iter().collect(),
-        chosen: template::find(id),
+        chosen: app.templates.find(id),
         machine,
         machines,
         fields,
@@ -233,7 +239,7 @@ pub(crate) async fn page(
         return Ok(render(&app, signed_in, FormPreset::from_fields(&changes), changes, Vec::new()).await?);
     };
     let previous: JobId = previous.parse().map_err(|_| Problem::not_found("job"))?;
-    let mut fields = resubmit::fields(&app.queries.job(signed_in.actor(), previous, Seq::ZERO).await?);
+    let mut fields = resubmit::fields(&app, &app.queries.job(signed_in.actor(), previous, Seq::ZERO).await?);
     fields.retain(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
     fields.extend(changes.into_iter().filter(|(_, value)| !value.is_empty()));
     Ok(render(&app, signed_in, FormPreset::of_form(&fields), fields, Vec::new()).await?)
@@ -248,7 +254,7 @@ enum Prepared {
 /// The submitted form as a job or batch that is ready to be submitted. Returns the problems of all fields.
 async fn prepare(app: &App, account: AccountId, fields: Vec<(String, String)>) -> Result<Prepared, Vec<Problem>> {
     let (fields, many) = many_tasks::split(fields);
-    let problems = input::problems(fields.clone());
+    let problems = input::problems(&app.templates, fields.clone());
     if !problems.is_empty() {
         return Err(problems);
     }

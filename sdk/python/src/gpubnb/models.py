@@ -178,36 +178,6 @@ class DatasetMount(BaseModel):
     """
 
 
-class FieldModel(BaseModel):
-    """
-    An argument that a person may choose: `--<name> <value>`.
-    """
-
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    default: str
-    """
-    The value if the request has none.
-    """
-    label: str
-    """
-    The label in the form.
-    """
-    least: int | None = None
-    """
-    Least value; `None`: 0.
-    """
-    most: int | None = None
-    """
-    Greatest value; `None`: no limit.
-    """
-    name: str
-    """
-    Name of the argument, without dashes.
-    """
-
-
 class HostTraffic(BaseModel):
     """
     The bytes that an attempt exchanged with one host.
@@ -699,6 +669,33 @@ class TypicalRun(BaseModel):
     """
 
 
+class Values(BaseModel):
+    """
+    The values that a field allows.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    least: int | None = None
+    """
+    Least value.
+    """
+    most: int | None = None
+    """
+    Greatest value.
+    """
+    values: str
+    choices: list[str] | None = None
+    """
+    The texts.
+    """
+    longest: int | None = None
+    """
+    The most characters.
+    """
+
+
 class Won(BaseModel):
     """
     The reason why a machine was chosen.
@@ -865,6 +862,28 @@ class Done(BaseModel):
     seq: int
     """
     The sequence of the command's event. A query that waits for this sequence sees the effect of the command.
+    """
+
+
+class FieldModel(Values):
+    """
+    A value that a person may choose.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    default: str
+    """
+    The value if the request has none.
+    """
+    label: str
+    """
+    The label in the form.
+    """
+    name: str
+    """
+    Name of the value, in requests and in the command.
     """
 
 
@@ -1146,11 +1165,15 @@ class ListedTemplate(BaseModel):
     """
     command: list[str]
     """
-    The arguments that every job of this template has. The arguments of the fields follow.
+    The arguments of the job. `{name}` stands for the value of a field.
+    """
+    egress: bool | str | list[str] | None = None
+    """
+    The hosts of the internet that the job needs, for example for the weights of a model.
     """
     fields: list[FieldModel]
     """
-    The arguments that a person may choose.
+    The values that a person may choose.
     """
     id: str
     """
@@ -1158,11 +1181,20 @@ class ListedTemplate(BaseModel):
     """
     image: str
     """
-    The container image.
+    The container image: the market's own, or an image with its digest.
     """
-    pulled: bool
+    image_name: str
     """
-    True if the machine pulls the image from a public registry.
+    The image as people name it, such as `python:3.12-slim`.
+    """
+    input: str | None = None
+    """
+    The files that the job needs, in a sentence for people: it takes at least one input file or dataset. `None` for
+    a job that needs none.
+    """
+    picture: str
+    """
+    The picture in the form: the name of a symbol in `ui/assets/icons.svg`, without `picture-`.
     """
     resources: Resources
     """

@@ -9,7 +9,6 @@ use axum::{
 use gpubnb_events::{
     JobId, Lease, Seq,
     command::{CancelJob, Done},
-    job_request::JobRequest,
 };
 use gpubnb_query::view::JobView;
 use serde::Deserialize;
@@ -65,7 +64,7 @@ pub(crate) async fn page(
     let layout = Layout::new(job.spec.name.clone(), "jobs", signed_in.viewer);
     let is_own = job.account == signed_in.account;
     let snippets = if is_own {
-        snippets::html(JobRequest::from_job(&job.spec, &job.placement, &job.limits), &market)?
+        snippets::html(app.request_again(&job.spec, &job.placement, &job.limits), &market)?
     } else {
         String::new()
     };
