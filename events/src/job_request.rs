@@ -184,12 +184,7 @@ impl JobRequest {
     ) -> Result<SubmitJob, Refusal> {
         let placement = self.placement()?;
         if self.template.as_deref() != template.map(|t| t.id.as_str()) {
-            return Err(invalid("template", "There is no such template: `gpubnb templates` lists them."));
-        }
-        if let Some(needed) =
-            template.and_then(|t| t.input.as_deref()).filter(|_| self.inputs.is_empty() && self.datasets.is_empty())
-        {
-            return Err(invalid("inputs", format!("The job needs a file: {needed}")));
+            return Err(invalid("template", "There is no such template. The page Templates lists them."));
         }
         let base = template.map_or_else(custom_resources, |t| t.resources.clone());
         let mut resources = Resources {

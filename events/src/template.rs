@@ -47,6 +47,7 @@ pub struct Template {
 
 /// A value that a person may choose.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = TemplateField)]
 pub struct Field {
     /// Name of the value, in requests and in the command.
     pub name: String,
@@ -62,6 +63,7 @@ pub struct Field {
 /// The values that a field allows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case", tag = "values")]
+#[schema(as = FieldValues)]
 pub enum Values {
     /// Whole numbers.
     Number {
@@ -157,6 +159,16 @@ impl Template {
             found.insert(field.name.clone(), value.to_owned());
         }
         (self.arguments(&found).as_deref() == Ok(command)).then_some(found)
+    }
+
+    /// Refuses to submit a job without the file that it needs. A quote needs no file yet.
+    pub fn check_input(&self, spec: &JobSpec) -> Result<(), BadParameter> {
+        match &self.input {
+            Some(needed) if spec.inputs.is_empty() && spec.datasets.is_empty() => {
+                Err(BadParameter { field: "inputs".to_owned(), message: format!("The job needs a file. {needed}") })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Why this is no template that a market may offer; `None` if it is one.

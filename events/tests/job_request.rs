@@ -225,18 +225,18 @@ fn a_template_adds_its_hosts_and_asks_for_its_file() {
     let input = Some("One video.".to_owned());
     let template =
         template::Template { egress: "pypi.org".parse().unwrap(), input, ..template::find("noop").unwrap().clone() };
-    let request = || JobRequest { template: Some("noop".to_owned()), ..JobRequest::default() };
-    let refused = request().into_command(JobId::generate(), Some(&template), Vec::new(), Vec::new()).unwrap_err();
-    assert_eq!(refused.field.as_deref(), Some("inputs"));
     let file = Input { input: CommandId::generate(), path: "a".to_owned(), bytes: 1, sha256: "ab".to_owned() };
-    let named = vec![InputRequest { input: file.input, path: file.path.clone() }];
-    let command = |request: JobRequest| {
-        let request = JobRequest { inputs: named.clone(), ..request };
-        request.into_command(JobId::generate(), Some(&template), vec![file.clone()], Vec::new()).unwrap()
+    let request = || JobRequest { template: Some("noop".to_owned()), ..JobRequest::default() };
+    let command = |request: JobRequest, inputs: &[&Input]| {
+        let inputs = inputs.iter().map(|input| (*input).clone()).collect();
+        request.into_command(JobId::generate(), Some(&template), inputs, Vec::new()).unwrap()
     };
-    assert_eq!(command(request()).spec.egress, template.egress);
+    let refused = template.check_input(&command(request(), &[]).spec).unwrap_err();
+    assert_eq!(refused.field, "inputs");
+    template.check_input(&command(request(), &[&file]).spec).unwrap();
+    assert_eq!(command(request(), &[]).spec.egress, template.egress);
     let own: Egress = "github.com".parse().unwrap();
-    assert_eq!(command(JobRequest { egress: own.clone(), ..request() }).spec.egress, own);
+    assert_eq!(command(JobRequest { egress: own.clone(), ..request() }, &[]).spec.egress, own);
     let unknown = JobRequest { template: Some("surprise".to_owned()), ..JobRequest::default() };
     let refused = unknown.into_command(JobId::generate(), None, Vec::new(), Vec::new()).unwrap_err();
     assert_eq!(refused.field.as_deref(), Some("template"));

@@ -66,6 +66,7 @@ impl BatchSubmission {
     }
 
     pub(crate) async fn submit(self, app: &App, actor: Actor) -> Result<SubmittedBatch, Problem> {
+        self.job.check_complete()?;
         let submitted = app.command("batch", "submit", actor, &self.command).await;
         let submitted: SubmittedBatch = submitted.map_err(|refused| self.job.explain(refused))?;
         self.job.note(app, actor, submitted.seq);

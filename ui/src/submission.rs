@@ -27,6 +27,8 @@ pub(crate) struct Submission {
     pub(crate) pinned: Option<PinnedImage>,
     /// Why the tag of the image has no digest. The market may approve the image as it is named.
     unresolved: Option<Problem>,
+    /// Why the job can be quoted and not submitted: the file that its template needs is missing.
+    missing: Option<Problem>,
 }
 
 impl Submission {
@@ -72,11 +74,8 @@ impl Submission {
             };
         if let Some(earlier) = earlier.and_then(|spec| image_of_earlier_job(spec, image?)) {
             request.image = Some(earlier);
-            return Ok(Self {
-                command: request.into_command(job, template, inputs, datasets)?,
-                pinned: None,
-                unresolved: None,
-            });
+            let command = request.into_command(job, template, inputs, datasets)?;
+            return Ok(Self { command, pinned: None, unresolved: None, missing: None });
         }
         let found = match image {
             None => Ok(None),
@@ -86,10 +85,19 @@ impl Submission {
         if let Some(pinned) = &pinned {
             request.image = Some(pinned.name.clone());
         }
-        Ok(Self { command: request.into_command(job, template, inputs, datasets)?, pinned, unresolved })
+        let command = request.into_command(job, template, inputs, datasets)?;
+        let checked = template.map_or(Ok(()), |template| template.check_input(&command.spec));
+        let missing = checked.err().map(|bad| Problem::invalid(&bad.field, bad.message));
+        Ok(Self { command, pinned, unresolved, missing })
+    }
+
+    /// Refuses a job that can be quoted and not submitted.
+    pub(crate) fn check_complete(&self) -> Result<(), Problem> {
+        self.missing.clone().map_or(Ok(()), Err)
     }
 
     pub(crate) async fn submit(self, app: &App, actor: Actor) -> Result<Submitted, Problem> {
+        self.check_complete()?;
         let submitted = app.job_command("submit", actor, self.command.job, &self.command).await;
         let submitted: Submitted = submitted.map_err(|refused| self.explain(refused))?;
         self.note(app, actor, submitted.seq);

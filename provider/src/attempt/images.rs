@@ -13,7 +13,6 @@ use bollard::{Docker, errors::Error, query_parameters::RemoveImageOptions};
 use gpubnb_events::{
     event::Reason,
     spec::{ImageName, JobSpec, is_in_registries},
-    template,
 };
 use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
@@ -39,7 +38,7 @@ const PUBLISH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The owner's rules for images.
 pub(crate) struct ImageRules {
-    /// The registries of the images that jobs may use, besides the market's own; `None`: all.
+    /// The registries of the images that jobs may use, besides those of templates; `None`: all.
     pub(crate) registries: Option<Vec<String>>,
     pub(crate) fetcher: ImageFetcher,
     /// The limits of the cache of images that were fetched for jobs.
@@ -47,9 +46,10 @@ pub(crate) struct ImageRules {
 }
 
 impl ImageRules {
-    /// True if the owner allows the image. The market's own image is allowed on every machine.
+    /// True if the owner allows the image. An image that the market's operator has approved, with a template, is
+    /// allowed on every machine.
     fn allow(&self, spec: &JobSpec) -> bool {
-        spec.image == template::OWN_IMAGE
+        spec.template.is_some()
             || self.registries.as_ref().is_none_or(|registries| is_in_registries(&spec.image, registries))
     }
 }

@@ -1,12 +1,19 @@
 //! `make demo` and `make smoke`: starts a whole market on this machine, and runs one real job on it.
 
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use bollard::Docker;
 use clap::Parser;
 use gpubnb_events::MicroUsd;
-use gpubnb_tests::system::{MarketSettings, System};
+use gpubnb_tests::{
+    programs::binary,
+    system::{MarketSettings, System},
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -35,12 +42,14 @@ async fn main() -> anyhow::Result<()> {
     Docker::connect_with_defaults()?.negotiate_version().await.context("Docker does not answer")?;
     println!("gpubnb: starting broker, services, projector, notifier, web server and a worker on 127.0.0.1");
     let port = (args.port != 0).then_some(args.port);
-    let mut system =
-        System::start(MarketSettings { port, has_rate_limits: true, ..MarketSettings::default() }).await.with_context(
-            || format!("the market did not start. If port {} is taken, choose another: make demo PORT=9090", args.port),
-        )?;
+    let templates = tempfile::tempdir()?;
+    let ui = vec!["--templates".to_owned(), templates.path().display().to_string()];
+    let settings = MarketSettings { port, ui, has_rate_limits: true, ..MarketSettings::default() };
+    let mut system = System::start(settings).await.with_context(|| {
+        format!("the market did not start. If port {} is taken, choose another: make demo PORT=9090", args.port)
+    })?;
     let summary = tokio::select! {
-        summary = run_demo(&mut system, &args) => summary,
+        summary = run_demo(&mut system, &args, templates.path()) => summary,
         _ = tokio::signal::ctrl_c() => Ok(Value::Null),
     };
     println!("gpubnb: stopping");
@@ -53,7 +62,7 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// Runs the job and prints its receipt. Returns the summary for `--smoke`.
-async fn run_demo(system: &mut System, args: &Args) -> anyhow::Result<Value> {
+async fn run_demo(system: &mut System, args: &Args, templates: &Path) -> anyhow::Result<Value> {
     let _notifier = system.spawn_notifier(&["--url".to_owned(), system.url()])?;
     system.start_worker(WORKER, &["--region", "here", "--price", "0.36"]).await?;
     println!("gpubnb: this machine is on the market; submitting a training job");
@@ -83,6 +92,7 @@ async fn run_demo(system: &mut System, args: &Args) -> anyhow::Result<Value> {
     }
     if !args.smoke {
         println!("  stop with Ctrl-C\n");
+        tokio::spawn(approve_gallery(templates.to_owned()));
         loop {
             system.check_running()?;
             sleep(Duration::from_secs(1)).await;
@@ -97,6 +107,30 @@ async fn run_demo(system: &mut System, args: &Args) -> anyhow::Result<Value> {
         "events": events.len(),
         "verify": verify(system)?,
     }))
+}
+
+/// Approves the templates of the gallery (`templates/`) in the name of the operator. The registries of their images
+/// must answer for that.
+async fn approve_gallery(approved: PathBuf) {
+    let gallery = Path::new(env!("CARGO_MANIFEST_DIR")).join("../templates");
+    let approve = async {
+        let mut command = tokio::process::Command::new(binary("gpubnb-ui")?);
+        command.arg("approve-template").arg("--templates").arg(approved).kill_on_drop(true);
+        for entry in std::fs::read_dir(&gallery)? {
+            command.arg(entry?.path());
+        }
+        anyhow::Ok(command.output().await?)
+    };
+    match approve.await {
+        Ok(output) if output.stdout.is_empty() => {
+            println!("gpubnb: the gallery of templates is not offered, because no registry answers");
+        }
+        Ok(output) => {
+            let approved = String::from_utf8_lossy(&output.stdout).lines().count();
+            println!("gpubnb: {approved} templates of the gallery are on the page Templates");
+        }
+        Err(e) => println!("gpubnb: the gallery of templates is not offered: {e:#}"),
+    }
 }
 
 /// Runs `gpubnb-projector verify`, which folds the log again and compares the rows with those of the market.

@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use gpubnb_events::CommandId;
 use gpubnb_tests::{
+    api_client::ApiClient,
     market::Market,
     programs::binary,
     registry::{ImageKind, Registry},
@@ -57,12 +58,13 @@ async fn an_operator_approves_a_template_and_retires_it_while_the_market_runs() 
     let text = |image: &str| {
         format!(
             "title = \"Print lines\"\nabout = \"Prints lines.\"\nimage = \"{image}\"\n\
+             input = \"One file.\"\n\
              command = [\"count\", \"--lines\", \"{{lines}}\", \"--interval-ms\", \"0\"]\nseconds = 60\n\
              [resources]\ncpu_millis = 500\nmemory_mib = 64\noutput_mib = 16\n\
              [[field]]\nname = \"lines\"\nlabel = \"Lines\"\ndefault = \"3\"\nleast = 1\nmost = 9\n"
         )
     };
-    let request = json!({ "template": "lines", "parameters": { "lines": "5" }, "budget_usd": "0.10" });
+    let mut request = json!({ "template": "lines", "parameters": { "lines": "5" }, "budget_usd": "0.10" });
     let (status, refused) = consumer.request(Method::POST, "/jobs", Some(&request)).await.unwrap();
     assert_eq!((status, &refused["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("template")));
     // An image that the registry does not have.
@@ -79,6 +81,12 @@ async fn an_operator_approves_a_template_and_retires_it_while_the_market_runs() 
     };
     wait_until("the template is offered", async || offered().await.is_some()).await;
     assert_eq!(offered().await.unwrap()["image"], image.as_str());
+    // A quote needs no file, and the job does.
+    consumer.post("/quote", &request).await.unwrap();
+    let (status, refused) = consumer.request(Method::POST, "/jobs", Some(&request)).await.unwrap();
+    assert_eq!((status, &refused["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("inputs")));
+    let upload = upload(consumer, b"x").await;
+    request["inputs"] = json!([{ "input": upload, "path": "file" }]);
     let job = consumer.submit(&request).await.unwrap();
     let settled = consumer.wait_until_settled(&job).await.unwrap();
     assert_eq!(settled["state"], "Completed", "{settled:#}");
@@ -102,6 +110,14 @@ async fn an_operator_approves_a_template_and_retires_it_while_the_market_runs() 
     assert!(consumer.submit(&request).await.is_err());
 }
 
+/// Uploads an input file.
+async fn upload(consumer: &ApiClient, content: &[u8]) -> CommandId {
+    let id = CommandId::generate();
+    let put = consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{id}")).body(content.to_vec());
+    assert!(put.send().await.unwrap().status().is_success());
+    id
+}
+
 /// Runs a job of the gallery in a local image: the template's own command, with the default of each field but those
 /// that `values` name. Returns the settled job.
 async fn run_template(market: &Market, id: &str, image: &str, values: &[(&str, &str)], input: (&str, &[u8])) -> Value {
@@ -115,9 +131,7 @@ async fn run_template(market: &Market, id: &str, image: &str, values: &[(&str, &
             *argument = argument.replace(&format!("{{{name}}}"), value);
         }
     }
-    let upload = CommandId::generate();
-    let put = market.consumer.build_request(Method::PUT, &format!("/api/v1/inputs/{upload}")).body(input.1.to_vec());
-    assert!(put.send().await.unwrap().status().is_success());
+    let upload = upload(&market.consumer, input.1).await;
     let resources = &file["resources"];
     let job = json!({
         "image": image, "command": command, "name": id, "time_seconds": 120, "max_attempts": 1,

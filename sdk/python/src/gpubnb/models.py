@@ -178,6 +178,33 @@ class DatasetMount(BaseModel):
     """
 
 
+class FieldValues(BaseModel):
+    """
+    The values that a field allows.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    least: int | None = None
+    """
+    Least value.
+    """
+    most: int | None = None
+    """
+    Greatest value.
+    """
+    values: str
+    choices: list[str] | None = None
+    """
+    The texts.
+    """
+    longest: int | None = None
+    """
+    The most characters.
+    """
+
+
 class HostTraffic(BaseModel):
     """
     The bytes that an attempt exchanged with one host.
@@ -583,6 +610,28 @@ class TaskCounts(BaseModel):
     """
 
 
+class TemplateField(FieldValues):
+    """
+    A value that a person may choose.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+    )
+    default: str
+    """
+    The value if the request has none.
+    """
+    label: str
+    """
+    The label in the form.
+    """
+    name: str
+    """
+    Name of the value, in requests and in the command.
+    """
+
+
 class Traffic(BaseModel):
     """
     The traffic of an attempt with the internet, as its worker counted it.
@@ -666,33 +715,6 @@ class TypicalRun(BaseModel):
     time: int
     """
     The median of the billed times.
-    """
-
-
-class Values(BaseModel):
-    """
-    The values that a field allows.
-    """
-
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    least: int | None = None
-    """
-    Least value.
-    """
-    most: int | None = None
-    """
-    Greatest value.
-    """
-    values: str
-    choices: list[str] | None = None
-    """
-    The texts.
-    """
-    longest: int | None = None
-    """
-    The most characters.
     """
 
 
@@ -862,28 +884,6 @@ class Done(BaseModel):
     seq: int
     """
     The sequence of the command's event. A query that waits for this sequence sees the effect of the command.
-    """
-
-
-class FieldModel(Values):
-    """
-    A value that a person may choose.
-    """
-
-    model_config = ConfigDict(
-        extra="allow",
-    )
-    default: str
-    """
-    The value if the request has none.
-    """
-    label: str
-    """
-    The label in the form.
-    """
-    name: str
-    """
-    Name of the value, in requests and in the command.
     """
 
 
@@ -1171,7 +1171,7 @@ class ListedTemplate(BaseModel):
     """
     The hosts of the internet that the job needs, for example for the weights of a model.
     """
-    fields: list[FieldModel]
+    fields: list[TemplateField]
     """
     The values that a person may choose.
     """
