@@ -103,9 +103,8 @@ impl Field {
                 if begins_well && value.bytes().all(is_plain) && value.len() <= *longest as usize {
                     return Ok(());
                 }
-                Err(format!(
-                    "{label} must have up to {longest} letters, digits, ., _, /, :, @ and -, and begin with a letter or a digit."
-                ))
+                let signs = "letters, digits, ., _, /, :, @ and -, and begin with a letter or a digit";
+                Err(format!("{label} must have up to {longest} {signs}."))
             }
         }
     }

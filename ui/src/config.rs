@@ -111,8 +111,8 @@ pub struct RunArgs {
     /// repeated. Jobs may have its images only if `gpubnb-services run --approve-image` names them.
     #[arg(long, env = "GPUBNB_PRIVATE_REGISTRIES", value_delimiter = ',', value_name = "URL")]
     pub private_registry: Vec<PrivateRegistry>,
-    /// Directory with the approved templates of jobs (`gpubnb-ui approve-template`). Files may be added and removed while
-    /// the server runs.
+    /// Directory with the approved templates of jobs (`gpubnb-ui approve-template`). Files may be added and removed
+    /// while the server runs.
     #[arg(long, env = "GPUBNB_TEMPLATES", value_name = "DIR")]
     pub templates: Option<PathBuf>,
     /// File with the terms of use of this market: text, with empty lines between paragraphs.

@@ -84,11 +84,7 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
         users,
         sessions,
         notifications,
-        rate_limits: RateLimits::new(Rates {
-            requests_per_second: args.requests_per_second,
-            sign_ins_per_minute: args.sign_ins_per_minute,
-            sign_ups_per_minute: args.sign_ups_per_minute,
-        }),
+        rate_limits: RateLimits::new(rates(&args)),
         streams: OpenStreams::default(),
         worker: WorkerProgram::new(args.worker.clone()),
         uploads,
@@ -113,6 +109,14 @@ pub async fn run(nats: NatsArgs, args: RunArgs, shutdown: CancellationToken) -> 
     tasks.wait().await;
     info!("stopped");
     Ok(())
+}
+
+fn rates(args: &RunArgs) -> Rates {
+    Rates {
+        requests_per_second: args.requests_per_second,
+        sign_ins_per_minute: args.sign_ins_per_minute,
+        sign_ups_per_minute: args.sign_ups_per_minute,
+    }
 }
 
 fn image_names(args: &RunArgs) -> ImageNames {

@@ -1,7 +1,8 @@
 //! The same job as a command of the client, as a request with curl, and as a program in Python, ready to copy.
 //!
 //! Belongs here: one request in three languages. Must not come here: a secret. The values of environment variables are
-//! left out: the command and Python take them from the caller's own environment, and curl has empty texts in their place.
+//! left out: the command and Python take them from the caller's own environment, and curl has empty texts in their
+//! place.
 
 use std::collections::BTreeMap;
 

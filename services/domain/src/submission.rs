@@ -212,12 +212,15 @@ const PRIVATE_DOMAINS: [&str; 15] = [
 fn check_image(spec: &JobSpec, settings: &Settings) -> Result<(), DomainError> {
     if let Some(id) = &spec.template {
         check_text("template", id, 40)?;
-        let own = template::find(id);
-        if own.is_some_and(|own| own.image != spec.image) || (own.is_none() && spec.image == template::OWN_IMAGE) {
-            return Err(DomainError::field("template", "There is no such template."));
-        }
-        if own.is_some() {
-            return Ok(());
+        match template::find(id) {
+            Some(own) if own.image == spec.image => return Ok(()),
+            Some(own) => {
+                return Err(DomainError::field("image", format!("Template `{id}` runs the image {}.", own.image)));
+            }
+            None if spec.image == template::OWN_IMAGE => {
+                return Err(DomainError::field("template", "There is no such template."));
+            }
+            None => {}
         }
     }
     if settings.approved_images.contains(&spec.image) {

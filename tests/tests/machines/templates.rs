@@ -55,23 +55,14 @@ async fn an_operator_approves_a_template_and_retires_it_while_the_market_runs() 
     system.start_worker("attic", &["--private-registry", &registry.url()]).await.unwrap();
     let consumer = &system.consumer;
     let file = directory.path().join("lines.toml");
-    let text = |image: &str| {
-        format!(
-            "title = \"Print lines\"\nabout = \"Prints lines.\"\nimage = \"{image}\"\n\
-             input = \"One file.\"\n\
-             command = [\"count\", \"--lines\", \"{{lines}}\", \"--interval-ms\", \"0\"]\nseconds = 60\n\
-             [resources]\ncpu_millis = 500\nmemory_mib = 64\noutput_mib = 16\n\
-             [[field]]\nname = \"lines\"\nlabel = \"Lines\"\ndefault = \"3\"\nleast = 1\nmost = 9\n"
-        )
-    };
     let mut request = json!({ "template": "lines", "parameters": { "lines": "5" }, "budget_usd": "0.10" });
     let (status, refused) = consumer.request(Method::POST, "/jobs", Some(&request)).await.unwrap();
     assert_eq!((status, &refused["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("template")));
     // An image that the registry does not have.
-    fs::write(&file, text(&registry.name("missing"))).unwrap();
+    fs::write(&file, template_file(&registry.name("missing"))).unwrap();
     let (is_approved, printed) = approve(&file, &approved, &registry).await;
     assert!(!is_approved && printed.contains("missing"), "{printed}");
-    fs::write(&file, text(&registry.name("tool"))).unwrap();
+    fs::write(&file, template_file(&registry.name("tool"))).unwrap();
     let (is_approved, printed) = approve(&file, &approved, &registry).await;
     assert!(is_approved && printed.contains(&digest), "{printed}");
 
@@ -108,6 +99,16 @@ async fn an_operator_approves_a_template_and_retires_it_while_the_market_runs() 
     fs::remove_file(approved.join("lines.toml")).unwrap();
     wait_until("the template is retired", async || offered().await.is_none()).await;
     assert!(consumer.submit(&request).await.is_err());
+}
+
+/// A template that prints lines, in this image.
+fn template_file(image: &str) -> String {
+    format!(
+        "title = \"Print lines\"\nabout = \"Prints lines.\"\nimage = \"{image}\"\ninput = \"One file.\"\n\
+         command = [\"count\", \"--lines\", \"{{lines}}\", \"--interval-ms\", \"0\"]\nseconds = 60\n\
+         [resources]\ncpu_millis = 500\nmemory_mib = 64\noutput_mib = 16\n\
+         [[field]]\nname = \"lines\"\nlabel = \"Lines\"\ndefault = \"3\"\nleast = 1\nmost = 9\n"
+    )
 }
 
 /// Uploads an input file.
