@@ -187,22 +187,7 @@ impl JobRequest {
             return Err(invalid("template", "There is no such template. The page Templates lists them."));
         }
         let base = template.map_or_else(custom_resources, |t| t.resources.clone());
-        let mut resources = Resources {
-            cpu_millis: self.cpu_millis.unwrap_or(base.cpu_millis),
-            memory: self.memory_mib.map_or(base.memory, Mebibytes),
-            shm: self.shm_mib.map(Mebibytes).or(base.shm),
-            output: self.output_mib.map_or(base.output, Mebibytes),
-            disk: self.disk_mib.map(Mebibytes).or(base.disk),
-            pids: self.pids.or(base.pids),
-            open_files: self.open_files.or(base.open_files),
-            gpus: self.gpus.unwrap_or(base.gpus),
-            vram: self.vram_mib.map_or(base.vram, Mebibytes),
-        };
-        // The copies of datasets must not take the room that the job expects.
-        let copied: u64 = datasets.iter().filter(|mount| mount.writable).map(DatasetMount::bytes_on_disk).sum();
-        if resources.disk.is_none() && copied > 0 {
-            resources.disk = Some(Mebibytes(resources.disk_size().0.saturating_add(copied.div_ceil(1 << 20))));
-        }
+        let resources = self.resources(&base, &datasets);
         let command = match template {
             Some(template) => template
                 .arguments(&self.parameters)
@@ -247,6 +232,27 @@ impl JobRequest {
             queue: self.queue_seconds.map(Seconds),
             env: self.env,
         })
+    }
+
+    /// The resources of the job: those of the request, and else those of `base`.
+    fn resources(&self, base: &Resources, datasets: &[DatasetMount]) -> Resources {
+        let mut resources = Resources {
+            cpu_millis: self.cpu_millis.unwrap_or(base.cpu_millis),
+            memory: self.memory_mib.map_or(base.memory, Mebibytes),
+            shm: self.shm_mib.map(Mebibytes).or(base.shm),
+            output: self.output_mib.map_or(base.output, Mebibytes),
+            disk: self.disk_mib.map(Mebibytes).or(base.disk),
+            pids: self.pids.or(base.pids),
+            open_files: self.open_files.or(base.open_files),
+            gpus: self.gpus.unwrap_or(base.gpus),
+            vram: self.vram_mib.map_or(base.vram, Mebibytes),
+        };
+        // The copies of datasets must not take the room that the job expects.
+        let copied: u64 = datasets.iter().filter(|mount| mount.writable).map(DatasetMount::bytes_on_disk).sum();
+        if resources.disk.is_none() && copied > 0 {
+            resources.disk = Some(Mebibytes(resources.disk_size().0.saturating_add(copied.div_ceil(1 << 20))));
+        }
+        resources
     }
 
     /// The machine that the request names, or the requirements by which the market chooses one.
