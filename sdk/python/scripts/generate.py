@@ -40,6 +40,7 @@ SYNC_NAMES = {
     "AsyncFunction": "Function",
     "AsyncFunctionBatch": "FunctionBatch",
     "AsyncJob": "Job",
+    "AsyncLock": "Lock",
     "AsyncSecrets": "Secrets",
     "AsyncTransport": "Transport",
     "aconnect_sse": "connect_sse",
@@ -47,6 +48,7 @@ SYNC_NAMES = {
     "aiter_sse": "iter_sse",
     "aread": "read",
     "aclose": "close",
+    "async_closing": "closing",
     "async_call": "call",
     "async_sleep": "sleep",
 }

@@ -9,7 +9,7 @@ import pytest
 
 from gpubnb import ChangedFile, InvalidDirectory
 from gpubnb._directory import MAX_FILE_BYTES, Dataset, of_code, of_data, of_memory, packs
-from gpubnb._ids import is_id, new_batch_id, new_id
+from gpubnb._ids import derived_id, is_id, new_batch_id, new_id
 from gpubnb.models import ContentRange
 
 
@@ -56,6 +56,26 @@ def test_ignored_files_are_left_out_and_hidden_files_links_and_programs_are_kept
     assert "data/large.bin" not in data
 
 
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        ({".gitignore": "data/\n*.key\n", ".gpubnbignore": "!data/\n"}, ["data/a.py", "src/a.py", "src/deep/b.txt"]),
+        ({".gitignore": "*\n!*/\n!*.py\n"}, ["data/a.py", "src/a.py"]),
+        ({".gitignore": "*\n!.gitignore\n!src\n!data/**\n"}, []),
+        ({".gitignore": "{data,src}\n"}, ["top.key"]),
+        ({".gitignore": "*.{py,txt}\n"}, ["data/x.key", "top.key"]),
+        ({".gitignore": "!\n\ufeff\n[\n/src\n"}, ["data/a.py", "data/x.key", "top.key"]),
+        ({".gitignore": "src/*\n!src/deep\n"}, ["data/a.py", "data/x.key", "src/deep/b.txt", "top.key"]),
+        ({".gitignore": "deep/\n", "src/.gitignore": "!deep/\n*.py\n"},
+         ["data/a.py", "data/x.key", "src/deep/b.txt", "top.key"]),
+    ],
+)  # fmt: skip
+def test_patterns_are_read_as_the_client_reads_them(tmp_path: Path, rules: dict[str, str], kept: list[str]) -> None:
+    write(tmp_path, dict.fromkeys(["data/a.py", "data/x.key", "src/a.py", "src/deep/b.txt", "top.key"], "x"))
+    write(tmp_path, rules)
+    assert [path for path in paths(of_code(tmp_path)) if not path.endswith("ignore")] == kept
+
+
 def test_secrets_results_and_environments_stay_at_home(tmp_path: Path) -> None:
     job, root = new_id(), tmp_path / "project"
     names = [
@@ -91,7 +111,11 @@ def test_a_directory_that_no_dataset_may_have_is_refused_before_it_is_read(tmp_p
 
 
 def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    (Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))).write_text("x")
+    (tmp_path / "a").write_text("x")
+    (tmp_path / ".gitignore").write_text("*.tmp")
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff.tmp")).write_text("x")
+    of_code(tmp_path)
+    Path(os.fsdecode(bytes(tmp_path) + b"/\xff")).write_text("x")
     with pytest.raises(InvalidDirectory, match="UTF-8"):
         of_code(tmp_path)
 
@@ -108,7 +132,9 @@ def test_a_file_that_changes_is_not_sent(tmp_path: Path) -> None:
 def test_contents_are_packed_within_the_bounds_of_one_request() -> None:
     dataset = of_memory({f"{number:04}": str(number).encode() for number in range(1_200)} | {"same": b"7"})
     contents = dataset.contents()
-    assert len(contents) == 1_200
+    assert [file["path"] for file in contents] == [f"{number:04}" for number in range(1_200)]
+    same = of_memory({"a": b"x", "b": b"y", "c": b"x"})
+    assert [file["path"] for file in same.contents()] == ["a", "b"]
     missing = [ContentRange(first=0, count=3), ContentRange(first=10, count=1_190)]
     found = list(packs(contents, missing))
     assert [(pack.start, pack.stop) for pack in found] == [(0, 3), (10, 510), (510, 1_010), (1_010, 1_200)]
@@ -125,3 +151,7 @@ def test_ids_are_of_version_7_and_those_of_batches_end_with_zeros() -> None:
     assert new_batch_id().endswith("00000")
     assert not is_id("0193f7a5-6c1e-4b2a-8c3d-111111111111")
     assert not is_id("x")
+    parent = new_id()
+    assert derived_id(parent, "a") == derived_id(parent, "a") != derived_id(parent, "b")
+    assert is_id(derived_id(parent, "a"))
+    assert derived_id(parent, "a")[:13] == parent[:13]

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,9 @@ def test_a_refusal_comes_before_the_upload(client: gpubnb.Client, image: str, tm
 
 
 def test_the_package_and_the_client_make_the_same_dataset(client: gpubnb.Client, tmp_path: Path) -> None:
-    for path in ("z", "a/ü", "a.b/c", "a/run.sh", ".hidden", "skipped/x"):
+    for path in ("z", "a/ü", "a.b/c", "a/run.sh", ".hidden", "skipped/x", "a/__init__.py", "a.b/__init__.py"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text(path)
+        (tmp_path / path).write_text("" if "init" in path else path)
     (tmp_path / "a/run.sh").chmod(0o755)
     (tmp_path / "a/link").symlink_to("../z")
     (tmp_path / ".gpubnbignore").write_text("skipped")
@@ -109,7 +110,7 @@ def test_the_package_and_the_client_make_the_same_dataset(client: gpubnb.Client,
     pushed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(pushed.stdout)["dataset"] == stored.dataset
     assert [file.path for file in client.datasets.info("same").files] == [
-        ".gpubnbignore", ".hidden", "a.b/c", "a/run.sh", "a/ü", "z",
+        ".gpubnbignore", ".hidden", "a.b/__init__.py", "a.b/c", "a/__init__.py", "a/run.sh", "a/ü", "z",
     ]  # fmt: skip
     client.datasets.delete(stored.dataset[:12])
     with pytest.raises(gpubnb.NotFound):
@@ -134,6 +135,25 @@ def test_an_error_of_a_function_comes_back_and_the_other_calls_go_on(client: gpu
         batch.wait(timeout=60)
     (failed,) = batch.tasks(state="Failed")
     assert next(iter(batch.job(failed).logs())).text == "called with 0"
+
+
+def test_a_retry_reads_results_as_the_first_try_did(client: gpubnb.Client, image: str) -> None:
+    @client.function(image=image, trust_results=True, **QUICK)
+    def odd(number: int) -> set[int]:
+        assert number % 2, "even"
+        return {number}
+
+    batch = odd.map([1, 2, 3], max_failures=0)
+    found = list(batch.results(return_exceptions=True))
+    assert isinstance(found[1], gpubnb.GpubnbError)
+    with pytest.raises(gpubnb.BatchFailed):
+        batch.wait(timeout=60)
+    again = batch.retry()
+    for result in again.results(return_exceptions=True):
+        assert isinstance(result, set | gpubnb.RemoteError | gpubnb.JobCancelled)
+    assert again.wait(timeout=60, check=False).tasks == 3 - sum(isinstance(result, set) for result in found)
+    same = client.function_batch(batch.id, trust_results=True)
+    assert [type(result) for result in same.results(return_exceptions=True)] == list(map(type, found))
 
 
 def test_a_hostile_result_runs_nothing_here(client: gpubnb.Client, image: str, tmp_path: Path) -> None:
@@ -195,6 +215,15 @@ async def test_many_jobs_at_once_without_blocking(image: str) -> None:
         batch = await add.starmap([(1, 2), (3, 4)])
         assert [result async for result in batch] == [3, 7]
         assert await add.remote(1, other=1) == 2
+
+
+def test_many_functions_at_once(client: gpubnb.Client, image: str) -> None:
+    @client.function(image=image, **QUICK)
+    def double(number: int) -> int:
+        return 2 * number
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(double.remote, range(8))) == [2 * number for number in range(8)]
 
 
 def test_answers_have_no_field_that_the_models_do_not_know(client: gpubnb.Client, image: str) -> None:

@@ -9,6 +9,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,44 @@ def returned(tmp_path: Path, value: Any, *, trusted: bool = False) -> Any:
 )
 def test_data_arrives_as_it_was(tmp_path: Path, value: Any) -> None:
     assert returned(tmp_path, value) == value
+
+
+def test_numbers_of_numpy_in_lists_and_dictionaries_arrive_as_numbers(tmp_path: Path) -> None:
+    value = {"loss": np.float64(1.5), "counts": (np.int32(2), [np.bool_(True)])}
+    assert returned(tmp_path, value) == {"loss": 1.5, "counts": [2, [True]]}
+
+
+def test_arrays_by_name_need_no_package_but_numpy(tmp_path: Path) -> None:
+    def without_safetensors() -> Any:
+        sys.modules["safetensors.numpy"] = None  # type: ignore[assignment]
+        return {"a": np.arange(3), "b": np.zeros((2, 2), np.float32)}
+
+    ran, output = call(tmp_path, without_safetensors)
+    assert ran.returncode == 0, ran.stderr
+    content = (output / "result.npz").read_bytes()
+    arrays = _results.decode("result.npz", content, trusted=False)
+    assert (sorted(arrays), arrays["a"].tolist(), arrays["b"].dtype) == (["a", "b"], [0, 1, 2], np.float32)
+    packed = BytesIO()
+    np.savez_compressed(packed, a=np.zeros(1 << 20))
+    with pytest.raises(gpubnb.InvalidResult, match="packed"):
+        _results.decode("result.npz", packed.getvalue(), trusted=False)
+    with pytest.raises(gpubnb.InvalidResult, match="large results"):
+        _results.decode("result.json", b" " * (_results.MAX_JSON_BYTES + 1), trusted=False)
+
+
+def test_each_end_of_a_function_leaves_its_text(tmp_path: Path) -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    def raises() -> None:
+        raise Silent
+
+    for number, (function, expected) in enumerate([(raises, "no text"), (lambda: sys.exit("stopped"), "stopped")]):
+        (tmp_path / str(number)).mkdir()
+        ran, output = call(tmp_path / str(number), function)
+        assert ran.returncode == 1
+        assert expected in _results.remote_error("j", (output / "error.json").read_bytes()).message
 
 
 def test_tuples_arrive_as_lists(tmp_path: Path) -> None:
@@ -204,6 +243,72 @@ def test_a_download_is_whole_or_not_there(tmp_path: Path) -> None:
     with writer(tmp_path / "a", file) as opened:
         opened.write(b"abc")
     assert (tmp_path / "a").read_bytes() == b"abc"
+
+
+@pytest.fixture
+def client() -> gpubnb.Client:
+    return gpubnb.Client("http://127.0.0.1:9", "secret-token")
+
+
+def test_functions_that_use_themselves_and_each_other_travel_without_the_client(
+    client: gpubnb.Client, tmp_path: Path
+) -> None:
+    @client.function(python=local_version(), image="a:1")
+    def double(number: int) -> int:
+        return 2 * number
+
+    @client.function(python=local_version(), image="a:1")
+    def fibonacci(number: int) -> int:
+        return number if number < 2 else fibonacci(number - 1) + fibonacci(number - 2) + double(0)
+
+    ran, output = call(tmp_path, fibonacci, 10)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads((output / "result.json").read_text()) == 55
+    assert b"secret-token" not in b"".join(pack(fibonacci, [((), {})], trusted=False).in_memory.values())
+
+
+def test_the_token_never_travels(client: gpubnb.Client) -> None:
+    login, wallet = client.transport.login, lambda: client.wallet()
+    for function in (lambda: login.token, wallet):
+        with pytest.raises(TypeError, match="never sent"):
+            pack(function, [((), {})], trusted=False)
+
+
+def test_classes_of_an_own_module_travel_with_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "settings_of_mine.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Settings:\n    rate: float\n"
+        "def train(settings):\n    assert isinstance(settings, Settings)\n    return settings.rate\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import settings_of_mine  # type: ignore[import-not-found]
+
+    for number, function in enumerate([settings_of_mine.train, lambda settings: settings.rate]):
+        (tmp_path / str(number)).mkdir()
+        ran, output = call(tmp_path / str(number), function, settings_of_mine.Settings(0.5))
+        assert ran.returncode == 0, ran.stderr
+        assert json.loads((output / "result.json").read_text()) == 0.5
+
+
+def test_what_cannot_run_on_a_machine_is_refused_at_once(client: gpubnb.Client) -> None:
+    decorate = client.function(image="a:1", python=local_version())
+
+    async def waits() -> None:
+        pass
+
+    def yields() -> Any:
+        yield 1
+
+    for function in (waits, yields):
+        with pytest.raises(TypeError, match="return its result"):
+            decorate(function)
+
+    class Model:
+        method = decorate(lambda self: self)
+
+    with pytest.raises(TypeError, match="outside of the class"):
+        Model().method  # noqa: B018
+    with pytest.raises(gpubnb.InvalidDirectory, match="dataset"):
+        pack(len, [((b"x" * (129 << 20),), {})] * 2, trusted=False)
 
 
 def test_an_image_with_another_python_is_refused_before_anything_is_sent() -> None:

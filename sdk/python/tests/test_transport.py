@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,18 +11,20 @@ import pytest
 import gpubnb
 from gpubnb._pauses import Pauses, Retries
 from gpubnb._sync.transport import Transport
+from gpubnb.models import Artifact, JobDetails
 
 from .local_server import Answer, serve
 
 
 def problem(status: int, title: str) -> Answer:
-    body = {"status": status, "title": title, "detail": "Why.\x1b[2J", "field": "budget"}
+    body = {"status": status, "title": f"{title}\x1b", "detail": "Why.\x1b[2J", "field": "budget"}
     return Answer(status, json.dumps(body).encode())
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Retries, "FIRST", 0.01)
+    monkeypatch.setattr(Retries, "LONGEST", 0.02)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     for name in ("GPUBNB_URL", "GPUBNB_TOKEN", "GPUBNB_CA"):
         monkeypatch.delenv(name, raising=False)
@@ -53,7 +56,7 @@ def test_a_refusal_is_final_and_has_a_type_of_its_own(status: int, kind: type[gp
     with serve([problem(status, "Name")]) as (url, seen), pytest.raises(kind) as raised:
         gpubnb.Client(url, "t").quote("noop", image="a:1")
     assert len(seen) == 1
-    assert (raised.value.title, raised.value.field, raised.value.status) == ("Name", "budget", status)
+    assert (raised.value.title, raised.value.field, raised.value.status) == ("Name\ufffd", "budget", status)
     assert "\x1b" not in str(raised.value)
 
 
@@ -105,6 +108,82 @@ def test_a_saved_token_goes_only_to_the_market_that_gave_it(tmp_path: Path, monk
     monkeypatch.delenv("GPUBNB_TOKEN")
     with pytest.raises(gpubnb.GpubnbError, match="log in again"):
         gpubnb.Client()
+
+
+def test_a_market_that_has_answered_is_waited_for_longer() -> None:
+    answers = [Answer(), *[Answer(breaks=True)] * 12, Answer(200, b'{"a": 1}')]
+    with serve(answers) as (url, seen):
+        client = gpubnb.Client(url, "t")
+        client.request("GET", "/market")
+        assert client.request("GET", "/market") == {"a": 1}
+    assert len(seen) == 14
+
+
+def test_a_job_whose_answer_is_lost_can_be_submitted_again_under_its_id() -> None:
+    with serve([Answer(breaks=True)]) as (url, seen), pytest.raises(gpubnb.MarketUnreachable) as raised:
+        gpubnb.Client(url, "t").run("noop", image="a:1")
+    job = json.loads(seen[0].body)["job"]
+    assert raised.value.submitted == job
+    assert job in str(raised.value)
+
+
+def test_a_request_that_must_not_be_repeated_is_sent_once() -> None:
+    with serve([Answer(breaks=True)]) as (url, seen), pytest.raises(gpubnb.MarketUnreachable):
+        gpubnb.Client(url, "t").request("POST", "/jobs", body={})
+    assert len(seen) == 1
+    with serve([Answer(breaks=True), Answer()]) as (url, seen):
+        gpubnb.Client(url, "t").request("POST", "/jobs", body={}, headers={"Idempotency-Key": gpubnb.new_id()})
+    assert len(seen) == 2
+
+
+def test_an_upload_that_breaks_is_sent_again_from_its_beginning(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(3 << 20))
+    missing = Answer(200, b'{"stored": null, "missing": [{"first": 0, "count": 1}]}')
+    stored = {"dataset": "0" * 64, "files": 1, "bytes": 3, "uploaded_at": "2026-01-01T00:00:00Z"}
+    stored["kept_until"] = stored["uploaded_at"]
+    done = Answer(200, json.dumps({"stored": stored, "missing": []}).encode())
+    busy = Answer(409, b'{"title": "InProgress"}')
+    with serve([missing, busy, Answer(429, b"{}"), Answer(204, b""), done]) as (url, seen):
+        gpubnb.Client(url, "t").datasets.push(tmp_path)
+    assert [len(request.body) for request in seen[1:4]] == [3 << 20] * 3
+
+
+def test_a_download_that_breaks_is_begun_again(tmp_path: Path) -> None:
+    file = Artifact(path="a", bytes=3, sha256=hashlib.sha256(b"abc").hexdigest())
+    shown = JobDetails.model_construct(job="j", state="Completed", settled=True, seq=1, outputs=[file])
+    with serve([Answer(200, b"ab", breaks=True), problem(503, "Unavailable"), Answer(200, b"abc")]) as (url, _):
+        client = gpubnb.Client(url, "t")
+        job = gpubnb.Job(client.transport, "j")
+        job.refresh = lambda: shown  # type: ignore[method-assign]
+        assert job.read("a") == b"abc"
+        (tmp_path / "a").write_text("mine")
+        with pytest.raises(gpubnb.UnsafePath, match="overwrite"):
+            job.download(tmp_path)
+        assert (tmp_path / "a").read_text() == "mine"
+        job.download(tmp_path, overwrite=True)
+    assert (tmp_path / "a").read_text() == "abc"
+
+
+@pytest.mark.parametrize("token", ["secret-token\n", "  secret-token"])
+def test_spaces_around_a_token_do_not_matter(token: str) -> None:
+    with serve([Answer()]) as (url, seen):
+        gpubnb.Client(url, token).request("GET", "/market")
+    assert seen[0].headers["authorization"] == "Bearer secret-token"
+
+
+@pytest.mark.parametrize("token", ["secret\ntoken", "sécret-token"])
+def test_a_token_that_is_none_is_not_shown(token: str) -> None:
+    with pytest.raises(gpubnb.NotLoggedIn) as raised:
+        gpubnb.Client("http://127.0.0.1:9", token)
+    assert "token" in str(raised.value)
+    assert token not in str(raised.value)
+
+
+def test_a_line_may_have_any_sign() -> None:
+    text = "a\u2028b\x85c"
+    stream = f"event: line\nid: 1\ndata: {json.dumps(text, ensure_ascii=False)}\n\nevent: end\ndata: 0\n\n"
+    with serve([Answer(200, stream.encode(), {"content-type": "text/event-stream"})]) as (url, _):
+        assert next(iter(Transport(url, "t", None, 5.0).events("/x"))) == ("line", text)
 
 
 def test_a_stream_that_breaks_goes_on_after_its_last_event() -> None:

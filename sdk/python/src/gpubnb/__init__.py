@@ -13,6 +13,8 @@ from ._async.batch import AsyncBatch, AsyncFunctionBatch
 from ._async.client import AsyncClient
 from ._async.function import AsyncFunction
 from ._async.job import AsyncJob
+from ._ids import new_batch_id, new_id
+from ._log import LogLine
 from ._money import dollars
 from ._sync.batch import Batch, FunctionBatch
 from ._sync.client import Client
@@ -68,6 +70,7 @@ __all__ = [
     "Job",
     "JobCancelled",
     "JobFailed",
+    "LogLine",
     "MarketError",
     "MarketFailure",
     "MarketUnreachable",
@@ -81,4 +84,6 @@ __all__ = [
     "UnsafePath",
     "WaitTimeout",
     "dollars",
+    "new_batch_id",
+    "new_id",
 ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
     P = ParamSpec("P")
 
 T = TypeVar("T")
+
+Lock = threading.Lock
+AsyncLock = anyio.Lock
 
 
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -37,3 +43,23 @@ def sleep(seconds: float) -> None:
 async def async_sleep(seconds: float) -> None:
     """Waits, while other tasks go on."""
     await anyio.sleep(seconds)
+
+
+@contextmanager
+def closing(iterator: Iterator[T]) -> Iterator[Iterator[T]]:
+    """Closes a generator at once when it is left, and with it the connection that it reads from."""
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
+
+
+@asynccontextmanager
+async def async_closing(iterator: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """Like `closing`."""
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from ._ids import is_id
 from ._text import plain
@@ -54,7 +56,10 @@ class Dataset:
 
     def contents(self) -> list[DatasetFile]:
         """The first file with each content."""
-        return list({file["sha256"]: file for file in reversed(self.files)}.values())[::-1]
+        first: dict[str, DatasetFile] = {}
+        for file in self.files:
+            first.setdefault(file["sha256"], file)
+        return list(first.values())
 
     def pieces(self, file: DatasetFile) -> Iterator[bytes]:
         """The bytes of a file, in pieces."""
@@ -117,7 +122,10 @@ def _read(root: Path, *, is_code: bool) -> Dataset:
     for path in found:
         full = root / path
         if full.is_symlink():
-            dataset.links.append({"path": path, "target": os.readlink(full)})  # noqa: PTH115 - the text, unchanged
+            link = os.readlink(full)  # noqa: PTH115 - the text, unchanged
+            if _is_no_text(link):
+                raise InvalidDirectory(f"The target of the link {path} is not UTF-8: leave the link out.")
+            dataset.links.append({"path": path, "target": link})
             continue
         with full.open("rb") as source:
             digest, status = hashlib.sha256(), os.fstat(source.fileno())
@@ -128,25 +136,72 @@ def _read(root: Path, *, is_code: bool) -> Dataset:
     return dataset
 
 
+class _Pattern:
+    """One line of a file of patterns. A pattern matches an entry itself: what is below an ignored directory is never
+    looked at."""
+
+    def __init__(self, line: str) -> None:
+        regex, include = GitIgnoreSpecPattern.pattern_to_regex(line)
+        self.ignores = include
+        self._is_for_directories = line.rstrip().endswith("/")
+        self._regex = re.compile(regex) if regex else None
+
+    def matches(self, path: str, *, is_directory: bool) -> bool:
+        if self._regex is None or (self._is_for_directories and not is_directory):
+            return False
+        text = path + "/" if self._is_for_directories else path
+        # The group `ps_d` is the slash after the directory that the pattern names.
+        ends = (
+            found.end("ps_d") if found.groupdict().get("ps_d") else len(text) for found in self._regex.finditer(text)
+        )
+        return len(text) in ends
+
+
+_ALTERNATIVES = re.compile(r"(.*?)\{([^{}]*,[^{}]*)\}(.*)")
+
+
+def _lines(line: str) -> Iterator[str]:
+    """A line with alternatives, such as `*.{log,tmp}`, as one line for each."""
+    found = _ALTERNATIVES.fullmatch(line)
+    if found is None:
+        yield line
+        return
+    for alternative in found[2].split(","):
+        yield from _lines(found[1] + alternative + found[3])
+
+
+def _patterns(path: Path) -> list[_Pattern]:
+    """The patterns of a file. A line that is no pattern is skipped."""
+    if not path.is_file():
+        return []
+    patterns = []
+    for line in path.read_bytes().decode("utf-8-sig", errors="replace").split("\n"):
+        for single in _lines(line.removesuffix("\r")):
+            with suppress(ValueError):
+                patterns.append(_Pattern(single))
+    return patterns
+
+
 class _Rules:
     """The patterns of one directory. The patterns of a directory below it count more."""
 
     def __init__(self, root: Path, below: str, *, is_code: bool) -> None:
         self.below = below
-        self.own = self._spec(root / below / IGNORE_FILE)
-        self.git = self._spec(root / below / ".gitignore") if is_code else None
+        self.own = _patterns(root / below / IGNORE_FILE)
+        self.git = _patterns(root / below / ".gitignore") if is_code else []
 
-    @staticmethod
-    def _spec(path: Path) -> GitIgnoreSpec | None:
-        return GitIgnoreSpec.from_lines(path.read_text().splitlines()) if path.is_file() else None
+    def verdict(self, kind: str, path: str, *, is_directory: bool) -> bool | None:
+        """True if a pattern ignores the entry, False if one keeps it. The last pattern that matches counts."""
+        relative = path[len(self.below) :].lstrip("/")
+        patterns: list[_Pattern] = getattr(self, kind)
+        matching = (p.ignores for p in reversed(patterns) if p.matches(relative, is_directory=is_directory))
+        return next(matching, None)
 
 
 def _is_ignored(path: str, rules: list[_Rules], *, is_directory: bool) -> bool:
     for kind in ("own", "git"):
         for rule in reversed(rules):
-            spec: GitIgnoreSpec | None = getattr(rule, kind)
-            relative = path[len(rule.below) :].lstrip("/") + ("/" if is_directory else "")
-            verdict = spec.check_file(relative).include if spec else None
+            verdict = rule.verdict(kind, path, is_directory=is_directory)
             if verdict is not None:
                 return verdict
     return False
@@ -157,11 +212,11 @@ def _find(root: Path, below: str, rules: list[_Rules], *, is_code: bool) -> Iter
     with os.scandir(root / below) as entries:
         for entry in list(entries):
             path = f"{below}/{entry.name}" if below else entry.name
-            if any("\ud800" <= sign <= "\udfff" for sign in entry.name):
-                raise InvalidDirectory(f"The name of {plain(entry.path)} is not UTF-8: rename it, or leave it out.")
             is_directory = entry.is_dir(follow_symlinks=False)
             if entry.name == ".git" or _is_ignored(path, rules, is_directory=is_directory):
                 continue
+            if _is_no_text(entry.name):
+                raise InvalidDirectory(f"The name of {plain(entry.path)} is not UTF-8: rename it, or leave it out.")
             if is_directory:
                 is_output = not below and is_id(entry.name)
                 is_environment = (Path(entry.path) / "pyvenv.cfg").exists()
@@ -171,6 +226,10 @@ def _find(root: Path, below: str, rules: list[_Rules], *, is_code: bool) -> Iter
                 yield path
             else:
                 raise InvalidDirectory(f"{plain(entry.path)} is neither a file nor a link: leave it out.")
+
+
+def _is_no_text(name: str) -> bool:
+    return any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def _is_secret(path: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
@@ -12,7 +13,7 @@ from ._text import plain
 from .errors import ChangedFile, UnsafePath
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .models import Artifact
 
@@ -49,6 +50,13 @@ class Writer:
         self._sink, self._file = sink, file
         self._digest, self._bytes = hashlib.sha256(), 0
 
+    def begin(self) -> Callable[[bytes], None]:
+        """Begins anew, for another try."""
+        self._sink.seek(0)
+        self._sink.truncate()
+        self._digest, self._bytes = hashlib.sha256(), 0
+        return self.write
+
     def write(self, piece: bytes) -> None:
         self._bytes += len(piece)
         if self._bytes > self._file.bytes:
@@ -65,12 +73,14 @@ class Writer:
 def writer(path: Path, file: Artifact) -> Iterator[Writer]:
     """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".partial", dir=path.parent)
+    partial = Path(name)
     try:
-        with partial.open("xb") as sink:
+        with os.fdopen(handle, "wb") as sink:
             opened = Writer(sink, file)
             yield opened
-        opened.check()
+            opened.check()
+        partial.chmod(0o644)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

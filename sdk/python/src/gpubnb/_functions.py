@@ -6,21 +6,25 @@ import json
 import re
 import sys
 import sysconfig
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from . import _directory, _runner
-from .errors import PythonMismatch
+from .errors import InvalidDirectory, PythonMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
     from .requests import DatasetRequest, JobRequest
 
 # The arguments of one call, by position and by name.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+# The most bytes of all arguments of a batch: each task gets them all.
+MAX_ARGUMENTS = 256 << 20
 # The directory below `/data` at which the job finds the function, and the program that calls it.
 DIRECTORY = "call"
 COMMAND = ["python3", f"/data/{DIRECTORY}/run.py"]
@@ -54,24 +58,40 @@ def check_python(image: str, python: str | None) -> None:
         )
 
 
-def dumps(value: Any) -> bytes:
-    """Pickles a function or its arguments. The function's own module travels with it, if it is no installed package."""
-    module = sys.modules.get(getattr(value, "__module__", None) or "")
+# cloudpickle has one list of modules for all threads.
+_pickling = threading.Lock()
+
+
+def _travels(name: str | None, directory: Path | None) -> ModuleType | None:
+    """The module with this name, if it is a person's own and no part of the directory that goes along."""
+    module = sys.modules.get(name or "")
     source = getattr(module, "__file__", None)
-    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    is_own = (
-        source
-        and module
-        and module.__name__ != "__main__"
-        and not any(Path(source).resolve().is_relative_to(Path(path).resolve()) for path in installed)
-    )
-    if not (is_own and module):
-        return bytes(cloudpickle.dumps(value))
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        return bytes(cloudpickle.dumps(value))
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
+    if module is None or source is None or module.__name__ == "__main__":
+        return None
+    path = Path(source).resolve()
+    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    if directory is not None:
+        in_directory = directory.resolve().joinpath(*module.__name__.split("."))
+        if path in (in_directory.with_suffix(".py"), in_directory / "__init__.py"):
+            return None
+    return None if any(path.is_relative_to(place.resolve()) for place in installed) else module
+
+
+def dumps(function: Callable[..., Any], calls: list[Call], directory: Path | None) -> tuple[bytes, list[bytes]]:
+    """Pickles a function and its calls. Modules of the person's own, in which the function or the classes of the
+    arguments are, travel with them."""
+    arguments = (value for args, kwargs in calls for value in (*args, *kwargs.values()))
+    names = {getattr(function, "__module__", None), *(type(value).__module__ for value in arguments)}
+    with _pickling:
+        known = cloudpickle.list_registry_pickle_by_value()
+        found = [module for name in names if (module := _travels(name, directory)) and module.__name__ not in known]
+        for module in found:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            return bytes(cloudpickle.dumps(function)), [bytes(cloudpickle.dumps(call)) for call in calls]
+        finally:
+            for module in found:
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 def _cloudpickle_files() -> Iterator[tuple[str, bytes]]:
@@ -80,18 +100,24 @@ def _cloudpickle_files() -> Iterator[tuple[str, bytes]]:
         yield f"cloudpickle/{path.name}", path.read_bytes()
 
 
-def pack(function: Callable[..., Any], calls: list[Call], *, trusted: bool) -> _directory.Dataset:
+def pack(
+    function: Callable[..., Any], calls: list[Call], *, trusted: bool, directory: Path | None = None
+) -> _directory.Dataset:
     """The function and the arguments of its calls as a dataset."""
-    arguments, places, end = [], [], 0
-    for call in calls:
-        arguments.append(dumps(call))
-        places.append((end, end + len(arguments[-1])))
-        end = places[-1][1]
+    pickled, arguments = dumps(function, calls, directory)
+    total = sum(map(len, arguments))
+    if total > MAX_ARGUMENTS:
+        advice = "Push the data as a dataset, name it in `datasets`, and give each call the name of its part"
+        raise InvalidDirectory(f"The arguments have {total >> 20} MiB, and may have {MAX_ARGUMENTS >> 20}. {advice}.")
+    places, end = [], 0
+    for one in arguments:
+        places.append((end, end + len(one)))
+        end += len(one)
     about = {"python": local_version(), "trusted": trusted, "arguments": places}
     return _directory.of_memory(
         {
             "run.py": Path(_runner.__file__).read_bytes(),
-            "function.pickle": dumps(function),
+            "function.pickle": pickled,
             "arguments.bin": b"".join(arguments) or b"\0",
             "call.json": json.dumps(about).encode(),
             **dict(_cloudpickle_files()),

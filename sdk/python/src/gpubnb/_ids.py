@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
@@ -18,6 +19,16 @@ def new_id() -> str:
 def new_batch_id() -> str:
     """The id of a batch: a UUID of version 7 whose last 20 bits are zero."""
     return str(uuid.UUID(int=uuid.UUID(new_id()).int >> 20 << 20))
+
+
+def derived_id(parent: str, name: str) -> str:
+    """An id that is the same for the same parent and name, with the time of the parent."""
+    digest = hashlib.sha256(f"{parent}/{name}".encode()).digest()
+    random = int.from_bytes(digest[:10], "big")
+    number = (
+        uuid.UUID(parent).int >> 80 << 80 | 7 << 76 | (random >> 68) << 64 | 0b10 << 62 | (random & ((1 << 62) - 1))
+    )
+    return str(uuid.UUID(int=number))
 
 
 def is_id(text: str) -> bool:

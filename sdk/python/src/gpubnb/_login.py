@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from .errors import GpubnbError, NotLoggedIn
 
@@ -18,6 +19,11 @@ class Login:
 
     url: str
     token: str = field(repr=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "A client has the token of your account, so it is never sent to a machine: make it inside main()."
+        )
 
 
 def _saved_path() -> Path:
@@ -39,12 +45,12 @@ def _saved() -> dict[str, str]:
 def find_login(url: str | None, token: str | None) -> Login:
     """Finds the market and the token. A saved token is sent only to the market that gave it."""
     url = (url or os.environ.get("GPUBNB_URL") or "").rstrip("/")
-    token = token or os.environ.get("GPUBNB_TOKEN")
+    token = (token or os.environ.get("GPUBNB_TOKEN") or "").strip()
     if not (url and token):
         saved = _saved()
         url = url or saved.get("url", "")
         if saved.get("url") == url:
-            token = token or saved.get("token")
+            token = token or saved.get("token", "")
     url = url or DEFAULT_URL
     if "://" not in url:
         raise GpubnbError(
@@ -54,4 +60,6 @@ def find_login(url: str | None, token: str | None) -> Login:
         raise NotLoggedIn(
             f"There is no token for {url}. Run `gpubnb login`, or set GPUBNB_TOKEN to a token of the page Account."
         )
+    if not (token.isascii() and token.isprintable()):
+        raise NotLoggedIn("The token has signs that no token has: is GPUBNB_TOKEN what the page Account showed?")
     return Login(url, token)

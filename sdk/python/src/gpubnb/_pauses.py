@@ -31,10 +31,14 @@ class Retries:
     """Decides whether a request that may be repeated is sent again, and when."""
 
     MOST, FIRST, LONGEST = 8, 0.5, 15.0
+    # A market that has answered before comes back, for example after an update: it is waited for, about five minutes.
+    MOST_AFTER_ANSWER = 24
     # An address at which nobody listens is given up soon: more tries would not help.
     MOST_WITHOUT_CONNECTION = 4
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_answered: bool = False) -> None:
+        self._most = self.MOST_AFTER_ANSWER if has_answered else self.MOST
+        self._most_unconnected = self._most if has_answered else self.MOST_WITHOUT_CONNECTION
         self._tries = 0
         self._unconnected = 0
 
@@ -46,10 +50,10 @@ class Retries:
         """The pause after a try without an answer; None if there is no other try."""
         self._tries += 1
         self._unconnected += not connected
-        is_over = self._tries >= self.MOST or self._unconnected >= self.MOST_WITHOUT_CONNECTION
+        is_over = self._tries >= self._most or self._unconnected >= self._most_unconnected
         return None if is_over else self._pause()
 
-    def after_answer(self, status: int, retry_after: str | None) -> float | None:
+    def after_answer(self, status: int, retry_after: str | None = None) -> float | None:
         """The pause after an answer that asks for another try; None if the answer is final."""
         # Room (507) comes back after days, not after seconds.
         if status != 429 and (status < 500 or status == 507):

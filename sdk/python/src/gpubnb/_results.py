@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import zipfile
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ from .errors import ChangedFile, InvalidResult, RemoteError
 if TYPE_CHECKING:
     from .models import Artifact
 
-RESULTS = ("result.json", "result.bin", "result.npy", "result.safetensors", "result.pickle")
+RESULTS = ("result.json", "result.bin", "result.npy", "result.npz", "result.safetensors", "result.pickle")
 ERROR = "error.json"
 # The largest result that is read into memory, unless the caller names another bound.
 MAX_RESULT_BYTES = 256 << 20
+# JSON takes up to thirty times its size in memory.
+MAX_JSON_BYTES = 16 << 20
 MAX_ERROR_BYTES = 1 << 20
 
 
@@ -39,11 +42,15 @@ def decode(name: str, content: bytes, *, trusted: bool) -> Any:
     """The value in a file of a result."""
     try:
         if name == "result.json":
+            if len(content) > MAX_JSON_BYTES:
+                raise InvalidResult(f"result.json has {len(content)} bytes: return large results as bytes or arrays.")
             return json.loads(content)
         if name == "result.bin":
             return content
         if name == "result.npy":
             return _array(content)
+        if name == "result.npz":
+            return _archive(content)
         if name == "result.safetensors":
             return _tensors(content)
     except InvalidResult:
@@ -74,6 +81,17 @@ def _array(content: bytes) -> Any:
     if dtype.hasobject or count * dtype.itemsize != len(content) - source.tell():
         raise InvalidResult("result.npy is no array of plain numbers, or has another size than it says.")
     return np.load(BytesIO(content), allow_pickle=False)
+
+
+def _archive(content: bytes) -> dict[str, Any]:
+    """Arrays by name. The archive is not packed, so it cannot grow when it is read."""
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise InvalidResult("result.npz is packed, and a result is not.")
+        if sum(member.file_size for member in members) > len(content):
+            raise InvalidResult("result.npz has another size than it says.")
+        return {member.filename.removesuffix(".npy"): _array(archive.read(member)) for member in members}
 
 
 def _tensors(content: bytes) -> Any:

@@ -5,6 +5,7 @@ This file is sent as it is, with the package `cloudpickle` beside it. It needs n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -19,19 +20,26 @@ MAX_MESSAGE, MAX_TRACEBACK = 4_000, 64_000
 
 
 def fail(type_name: str, message: str, trace: str) -> None:
+    sys.stdout.flush()
     error = {"type": type_name, "message": message[:MAX_MESSAGE], "traceback": trace[-MAX_TRACEBACK:]}
     (OUTPUT / "error.json").write_text(json.dumps(error))
     sys.stderr.write(trace or f"{type_name}: {message}\n")
     sys.exit(1)
 
 
-def is_json(value: Any) -> bool:
-    """True for what JSON keeps. Tuples arrive as lists."""
+def as_json(value: Any) -> Any:
+    """The value as JSON keeps it: tuples become lists, and numbers of NumPy plain numbers. Raises `TypeError` for
+    others."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic) and not value.dtype.hasobject:
+        value = value.item()
     if value is None or type(value) in (bool, int, float, str):
-        return True
+        return value
     if type(value) in (list, tuple):
-        return all(map(is_json, value))
-    return type(value) is dict and all(type(key) is str for key in value) and all(map(is_json, value.values()))
+        return [as_json(item) for item in value]
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {key: as_json(item) for key, item in value.items()}
+    raise TypeError
 
 
 def is_array(value: Any) -> bool:
@@ -39,25 +47,45 @@ def is_array(value: Any) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray | numpy.generic) and not value.dtype.hasobject
 
 
+def as_array(tensor: Any) -> Any:
+    """A tensor of PyTorch as an array. NumPy has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
 def tensors(value: Any) -> dict[str, Any] | None:
     """The value as arrays by name, if it is a dictionary of arrays or of PyTorch tensors."""
     if type(value) is not dict or not value or not all(type(key) is str for key in value):
         return None
     torch = sys.modules.get("torch")
+    is_tensor = [torch is not None and isinstance(item, torch.Tensor) for item in value.values()]
     arrays = {
-        key: item.detach().cpu().numpy() if torch is not None and isinstance(item, torch.Tensor) else item
-        for key, item in value.items()
+        key: as_array(item) if found else item for (key, item), found in zip(value.items(), is_tensor, strict=True)
     }
     return arrays if all(map(is_array, arrays.values())) else None
+
+
+def save_arrays(arrays: dict[str, Any]) -> None:
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        import numpy
+
+        numpy.savez(OUTPUT / "result.npz", **arrays)
+    else:
+        save_file({name: array.copy() for name, array in arrays.items()}, OUTPUT / "result.safetensors")
 
 
 def save(value: Any, *, trusted: bool) -> None:
     """Writes a result: as JSON, bytes, `npy` or `safetensors`. A pickle only for a reader who trusts this machine."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if is_json(value):
-        (OUTPUT / "result.json").write_text(json.dumps(value))
+        value = as_array(value)
+    text = None
+    with contextlib.suppress(TypeError):
+        text = None if is_array(value) else json.dumps(as_json(value))
+    if text is not None:
+        (OUTPUT / "result.json").write_text(text)
     elif type(value) in (bytes, bytearray):
         (OUTPUT / "result.bin").write_bytes(value)
     elif is_array(value):
@@ -65,9 +93,7 @@ def save(value: Any, *, trusted: bool) -> None:
 
         numpy.save(OUTPUT / "result.npy", value, allow_pickle=False)
     elif (arrays := tensors(value)) is not None:
-        from safetensors.numpy import save_file
-
-        save_file({name: array.copy() for name, array in arrays.items()}, OUTPUT / "result.safetensors")
+        save_arrays(arrays)
     elif trusted:
         import cloudpickle
 
@@ -98,9 +124,11 @@ def main() -> None:
             args, kwargs = pickle.loads(source.read(end - begin))  # noqa: S301
         save(function(*args, **kwargs), trusted=call["trusted"])
     except BaseException as error:
-        if isinstance(error, SystemExit | KeyboardInterrupt):
-            raise
-        fail(type(error).__qualname__, str(error), traceback.format_exc())
+        try:
+            message = str(error)
+        except Exception:
+            message = "(the exception has no text)"
+        fail(type(error).__qualname__, message, traceback.format_exc())
 
 
 if __name__ == "__main__":

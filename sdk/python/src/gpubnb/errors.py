@@ -16,13 +16,20 @@ class NotLoggedIn(GpubnbError):
 
 
 class MarketUnreachable(GpubnbError):
-    """The market does not answer, after several tries."""
+    """The market does not answer, after several tries.
+
+    `submitted` is the id of the job or batch that the market may have got before; with the same id, another try submits
+    nothing twice.
+    """
+
+    submitted: str | None = None
 
 
 class MarketError(GpubnbError):
     """The market refused a request (RFC 9457). `title` is the name of the error, such as `InsufficientFunds`."""
 
     def __init__(self, status: int, title: str, detail: str, field: str | None = None) -> None:
+        title, field = plain(title), plain(field) if field else None
         named = f"{title} ({field})" if field else title
         super().__init__(f"{named}: {detail}")
         self.status, self.title, self.detail, self.field = status, title, detail, field

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from itertools import islice
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +12,10 @@ from typing_extensions import ParamSpec, Self, TypeVar, Unpack
 
 from .. import _directory
 from .._calls import async_call
-from .._ids import new_batch_id, new_id
+from .._ids import derived_id, new_batch_id, new_id
 from .._money import check_funds
+from .._text import plain
+from ..errors import InvalidDirectory, MarketUnreachable
 from ..models import (
     BatchDetails,
     CurrentAccount,
@@ -25,11 +27,11 @@ from ..models import (
     SubmittedBatch,
     Wallet,
 )
-from .batch import AsyncBatch
+from .batch import AsyncBatch, AsyncFunctionBatch
 from .datasets import AsyncDatasets, AsyncSecrets
 from .function import AsyncFunction
 from .job import AsyncJob
-from .transport import AsyncTransport
+from .transport import SILENCE, AsyncTransport
 
 if TYPE_CHECKING:
     import os
@@ -48,6 +50,10 @@ MAX_FILES = 100
 def _words(command: Command) -> list[str]:
     """A command as a list. In a text, quotes keep words together; no shell reads it."""
     return shlex.split(command) if isinstance(command, str) else list(command)
+
+
+def _size_of(path: str | os.PathLike[str]) -> int:
+    return Path(path).stat().st_size
 
 
 class AsyncClient:
@@ -82,11 +88,18 @@ class AsyncClient:
         await self.transport.aclose()
 
     async def request(
-        self, method: str, path: str, *, body: Any = None, params: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """Any endpoint of the API (`docs/api.md`), as JSON. The request must be one that may be repeated, because it is
-        sent again while the market does not answer."""
-        response = await self.transport.request(method, path, body=body, params=params)
+        """Any endpoint of the API (`docs/api.md`), as JSON. The request is sent again while the market does not answer,
+        except a `POST` without the header `Idempotency-Key`."""
+        repeat = method != "POST" or any(name.lower() == "idempotency-key" for name in headers or {})
+        response = await self.transport.request(method, path, body=body, params=params, headers=headers, repeat=repeat)
         return response.json() if response.content else None
 
     # --- jobs -----------------------------------------------------------------------------------------------------
@@ -107,8 +120,17 @@ class AsyncClient:
         """
         job = request.get("job") or new_id()
         complete = await self._complete(command, directory, files, {**request, "job": job})
-        answer = await self.transport.json("POST", "/jobs", body=complete)
-        return AsyncJob(self.transport, Submitted.model_validate(answer).job)
+        submitted = Submitted.model_validate(await self._submit("/jobs", complete, job))
+        return AsyncJob(self.transport, submitted.job, seq=submitted.seq)
+
+    async def _submit(self, path: str, body: Mapping[str, Any], id: str) -> Any:  # noqa: A002
+        try:
+            return await self.transport.json("POST", path, body=body)
+        except MarketUnreachable as error:
+            error.submitted = id
+            advice = f"The market may have it under the id {id}. With the same id, another try submits nothing twice."
+            error.args = (f"{error} {advice}",)
+            raise
 
     async def quote(self, command: Command | None = None, /, **request: Unpack[JobRequest]) -> QuotedJob:
         """What a job would cost, and on which machine it would run. Nothing is submitted."""
@@ -150,21 +172,40 @@ class AsyncClient:
             complete["command"] = _words(command)
         if directory is not None or files:
             await self.check(complete)
-        for path, source in islice((files or {}).items(), MAX_FILES + 1):
-            complete["inputs"] = [*complete.get("inputs", []), {"input": await self._upload(source), "path": path}]
+        if len(files or {}) > MAX_FILES:
+            raise InvalidDirectory(f"There are {len(files or {})} files, and a job takes {MAX_FILES}: push a dataset.")
+        for path, source in (files or {}).items():
+            name = derived_id(complete.get("job") or new_id(), path)
+            await self._upload(name, source)
+            complete["inputs"] = [*complete.get("inputs", []), {"input": name, "path": path}]
         return await self.with_directory(complete, directory)
 
-    async def _upload(self, source: str | os.PathLike[str] | bytes) -> str:
-        content = source if isinstance(source, bytes) else await async_call(Path(source).read_bytes)
-        name = new_id()
-        await self.transport.request("PUT", f"/inputs/{name}", content=content, timeout=30 + len(content) / (32 << 10))
-        return name
+    async def _upload(self, name: str, source: str | os.PathLike[str] | bytes) -> None:
+        """Uploads an input file under an id."""
+        size = len(source) if isinstance(source, bytes) else await async_call(_size_of, source)
+
+        def pieces() -> Iterator[bytes]:
+            if isinstance(source, bytes):
+                yield source
+                return
+            with Path(source).open("rb") as opened:
+                while piece := opened.read(1 << 20):
+                    yield piece
+
+        headers = {"content-length": str(size)}
+        async with self.transport.uploading:
+            await self.transport.request("PUT", f"/inputs/{name}", pieces=pieces, headers=headers, timeout=SILENCE)
 
     async def with_directory(self, request: JobRequest, directory: str | os.PathLike[str] | None) -> JobRequest:
         """The request of a job whose working directory is a copy of a directory, which is uploaded."""
         if directory is None:
             return request
-        stored = await self.datasets.upload(await async_call(_directory.of_code, directory))
+        code_files = await async_call(_directory.of_code, directory)
+        if code_files.secrets:
+            advice = "Store a secret with client.secrets.set, and name it in `secrets`."
+            names = plain(", ".join(code_files.secrets))
+            warnings.warn(f"Left out, because they may have passwords or keys: {names}. {advice}", stacklevel=3)
+        stored = await self.datasets.upload(code_files)
         code: dict[str, Any] = {"dataset": stored.dataset, "directory": "code", "writable": True}
         datasets: Any = [*request.get("datasets", []), code]
         return {"workdir": "/scratch/code", **request, "datasets": datasets}
@@ -174,7 +215,7 @@ class AsyncClient:
     async def map(
         self,
         command: Command,
-        items: Iterable[str] | Mapping[str, Iterable[str]],
+        items: Iterable[object] | Mapping[str, Iterable[object]],
         /,
         *,
         directory: str | os.PathLike[str] | None = None,
@@ -194,14 +235,18 @@ class AsyncClient:
         return await self.submit_batch(body, max_running=max_running, max_failures=max_failures)
 
     async def quote_map(
-        self, command: Command, items: Iterable[str] | Mapping[str, Iterable[str]], /, **request: Unpack[JobRequest]
+        self,
+        command: Command,
+        items: Iterable[object] | Mapping[str, Iterable[object]],
+        /,
+        **request: Unpack[JobRequest],
     ) -> QuotedBatch:
         """What a batch would cost. Nothing is submitted."""
         body = self._batch(command, items, request)
         return QuotedBatch.model_validate(await self.transport.json("POST", "/batches/quote", body=body))
 
     def _batch(
-        self, command: Command, items: Iterable[str] | Mapping[str, Iterable[str]], request: JobRequest
+        self, command: Command, items: Iterable[object] | Mapping[str, Iterable[object]], request: JobRequest
     ) -> BatchRequest:
         job: JobRequest = {**request, "command": _words(command)}
         if isinstance(items, Mapping):
@@ -212,11 +257,12 @@ class AsyncClient:
         self, body: BatchRequest, *, max_running: int | None = None, max_failures: int | None = None
     ) -> AsyncBatch:
         """Submits the body of `POST /batches`. The client chooses the id, so that a repeated request is one batch."""
-        complete: dict[str, Any] = {"batch": new_batch_id(), **body}
+        batch = body.get("batch") or new_batch_id()
+        complete: dict[str, Any] = {**body, "batch": batch}
         bounds = {"max_running": max_running, "max_failures": max_failures}
         complete.update({name: bound for name, bound in bounds.items() if bound is not None})
-        answer = await self.transport.json("POST", "/batches", body=complete)
-        return AsyncBatch(self.transport, SubmittedBatch.model_validate(answer).batch)
+        submitted = SubmittedBatch.model_validate(await self._submit("/batches", complete, batch))
+        return AsyncBatch(self.transport, submitted.batch, seq=submitted.seq)
 
     async def check_batch(self, body: BatchRequest) -> None:
         """Like `check`, for a batch."""
@@ -232,7 +278,11 @@ class AsyncClient:
     async def batches(self) -> AsyncIterator[AsyncBatch]:
         """The batches, newest first."""
         async for row in self.transport.rows("/batches", {}):
-            yield AsyncBatch(self.transport, row["batch"], BatchDetails.model_validate(row))
+            yield AsyncBatch(self.transport, row["batch"], view=BatchDetails.model_validate(row))
+
+    def function_batch(self, batch: str, *, trust_results: bool = False, seq: int = 0) -> AsyncFunctionBatch[Any]:
+        """The batch with an id that `Function.map` submitted, for example before this program was started anew."""
+        return AsyncFunctionBatch(self.transport, batch, seq=seq, trust_results=trust_results)
 
     # --- functions ------------------------------------------------------------------------------------------------
 

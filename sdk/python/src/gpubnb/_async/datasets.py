@@ -9,17 +9,18 @@ from .._calls import async_call
 from .._progress import Progress
 from ..errors import ChangedFile, NotFound
 from ..models import DatasetManifest, DatasetUpload, StoredDataset, StoredSecret
-from .transport import AsyncTransport
+from .transport import SILENCE, AsyncTransport
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator, Sequence
 
     from ..requests import DatasetFile
 
 # Most times that the market may say that contents are missing.
 MAX_ROUNDS = 3
-# The time for a manifest, whose files the market all looks up, and the slowest connection that is waited for.
-MANIFEST_SECONDS, SLOWEST = 120.0, 32 << 10
+# The time for a manifest, whose files the market all looks up.
+MANIFEST_SECONDS = 120.0
 
 
 class AsyncDatasets:
@@ -42,28 +43,36 @@ class AsyncDatasets:
         path, manifest = f"/datasets/{dataset.id()}", dataset.manifest()
         contents = dataset.contents()
         headers = {"content-type": "application/json"}
-        for _ in range(MAX_ROUNDS):
-            answer = await self._transport.json(
-                "PUT", path, content=manifest, headers=headers, params={"name": name}, timeout=MANIFEST_SECONDS
-            )
-            upload = DatasetUpload.model_validate(answer)
-            if upload.stored is not None:
-                return upload.stored
-            packs = list(_directory.packs(contents, upload.missing))
-            total = sum(contents[index]["bytes"] for pack in packs for index in pack)
-            with Progress("Uploading", progress, unit="B") as bar:
-                sent = 0
-                for pack in packs:
-                    files = [contents[index] for index in pack]
-                    body = await async_call(_bytes, dataset, files)
-                    params = {"first": pack.start, "count": len(pack)}
-                    seconds = 30 + len(body) / SLOWEST
-                    await self._transport.request(
-                        "PUT", f"{path}/contents", content=body, params=params, timeout=seconds
-                    )
-                    sent += len(body)
-                    bar.show(sent, total)
+        async with self._transport.uploading:
+            for _ in range(MAX_ROUNDS):
+                answer = await self._transport.json(
+                    "PUT", path, content=manifest, headers=headers, params={"name": name}, timeout=MANIFEST_SECONDS
+                )
+                upload = DatasetUpload.model_validate(answer)
+                if upload.stored is not None:
+                    return upload.stored
+                packs = list(_directory.packs(contents, upload.missing))
+                total, sent = sum(contents[index]["bytes"] for pack in packs for index in pack), 0
+                with Progress("Uploading", progress, unit="B") as bar:
+                    for pack in packs:
+                        files = [contents[index] for index in pack]
+                        sent += await self._send(path, pack, dataset, files)
+                        bar.show(sent, total)
         raise ChangedFile("The market misses files that were sent: do they change? Try again.")
+
+    async def _send(self, path: str, pack: range, dataset: _directory.Dataset, files: Sequence[DatasetFile]) -> int:
+        """Sends contents in one request, and returns their bytes."""
+        size = sum(file["bytes"] for file in files)
+
+        def pieces() -> Iterator[bytes]:
+            for file in files:
+                yield from dataset.pieces(file)
+
+        params, headers = {"first": pack.start, "count": len(pack)}, {"content-length": str(size)}
+        await self._transport.request(
+            "PUT", f"{path}/contents", pieces=pieces, params=params, headers=headers, timeout=SILENCE
+        )
+        return size
 
     async def list(self) -> list[StoredDataset]:
         """The datasets, newest first."""
@@ -87,10 +96,6 @@ class AsyncDatasets:
             return named[0] if named else matching.pop()
         what = "Several datasets begin with" if matching else "You have no dataset"
         raise NotFound(404, "NotFound", f"{what} {wanted}.")
-
-
-def _bytes(dataset: _directory.Dataset, files: list[DatasetFile]) -> bytes:
-    return b"".join(piece for file in files for piece in dataset.pieces(file))
 
 
 class AsyncSecrets:

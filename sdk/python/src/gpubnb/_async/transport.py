@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpx
-from httpx_sse import aconnect_sse
+from httpx_sse import ServerSentEvent, aconnect_sse
 
-from .._calls import async_sleep
+from .._calls import AsyncLock, async_closing, async_sleep
 from .._login import Login, find_login
 from .._pauses import Retries
 from ..errors import MarketError, MarketUnreachable, market_error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
-# The longest silence of a stream. The market sends something every 15 seconds.
-STREAM_SILENCE = 60.0
-# The largest answer that is read into memory.
-MAX_ANSWER = 64 << 20
+# The longest silence of a stream, and of an upload. The market sends something every 15 seconds.
+SILENCE = 60.0
 
 
 class AsyncTransport:
@@ -42,6 +39,12 @@ class AsyncTransport:
             follow_redirects=False,
             verify=verify,
         )
+        self._has_answered = False
+        # The market takes one upload of an account at a time.
+        self.uploading = AsyncLock()
+
+    def __reduce__(self) -> NoReturn:
+        self.login.__reduce__()
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -53,11 +56,16 @@ class AsyncTransport:
         *,
         body: Any = None,
         content: bytes | None = None,
+        pieces: Callable[[], Iterable[bytes]] | None = None,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        repeat: bool = True,
     ) -> httpx.Response:
-        """Sends a request that may be repeated without harm, until there is an answer."""
+        """Sends a request until there is an answer. One that may not be sent twice without harm has `repeat=False`.
+
+        The body is `body` as JSON, `content`, or `pieces`: a function that gives the bytes anew for each try.
+        """
         options: dict[str, Any] = {"params": {key: value for key, value in (params or {}).items() if value is not None}}
         options["headers"] = dict(headers or {})
         if body is not None:
@@ -67,21 +75,31 @@ class AsyncTransport:
             options["content"] = content
         if timeout is not None:
             options["timeout"] = httpx.Timeout(timeout, connect=5.0)
-        retries = Retries()
+        retries = self._retries()
         while True:
+            if pieces is not None:
+                options["content"] = _stream(pieces())
             try:
                 response = await self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                pause = retries.after_failure(
-                    connected=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                )
-                if pause is None:
-                    raise self._unreachable(error) from error
+                pause = self._pause_after(error, retries)
+                if pause is None or not repeat:
+                    raise self._unreachable(error) from None
             else:
-                pause = retries.after_answer(response.status_code, response.headers.get("retry-after"))
-                if pause is None:
+                self._has_answered = True
+                pause = retries.after_answer(_status(response), response.headers.get("retry-after"))
+                if pause is None or not repeat:
                     return _accepted(response)
             await async_sleep(pause)
+
+    def _retries(self) -> Retries:
+        return Retries(has_answered=self._has_answered)
+
+    def _pause_after(self, error: httpx.TransportError, retries: Retries) -> float | None:
+        """The pause after a request without an answer; None if there is no other try."""
+        if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+            return None
+        return retries.after_failure(connected=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout))
 
     async def json(self, method: str, path: str, **options: Any) -> Any:
         """The answer to a request, as JSON."""
@@ -102,43 +120,54 @@ class AsyncTransport:
             if cursor is None:
                 return
 
-    @asynccontextmanager
-    async def download(self, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The body of an answer, in pieces."""
-        try:
-            async with self._http.stream("GET", path) as response:
-                if not response.is_success:
-                    await response.aread()
-                _accepted(response)
-                yield response.aiter_bytes()
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+    async def download(self, path: str, receive: Callable[[], Callable[[bytes], None]]) -> None:
+        """Gives the pieces of a body to a receiver. Each try has a receiver of its own, which `receive` makes."""
+        retries = self._retries()
+        while True:
+            try:
+                async with self._http.stream("GET", path) as response:
+                    pause = retries.after_answer(response.status_code, response.headers.get("retry-after"))
+                    if not response.is_success and pause is None:
+                        await response.aread()
+                    if pause is None:
+                        _accepted(response)
+                        receiver = receive()
+                        async for piece in response.aiter_bytes():
+                            receiver(piece)
+                        return
+            except httpx.TransportError as error:
+                pause = self._pause_after(error, retries)
+                if pause is None:
+                    raise self._unreachable(error) from None
+            await async_sleep(pause)
 
     async def events(self, path: str) -> AsyncIterator[tuple[str, Any]]:
         """The events of a stream: their names and their data. A stream that breaks is opened again, and goes on after
         its last event. The caller leaves at the event that it takes for the last."""
-        last, retries = "", Retries()
-        timeout = httpx.Timeout(STREAM_SILENCE, connect=5.0)
+        last, retries = "", self._retries()
+        timeout = httpx.Timeout(SILENCE, connect=5.0)
         while True:
-            pause: float | None = retries.FIRST
+            pause: float | None = None
             try:
                 headers = {"last-event-id": last} if last else {}
                 async with aconnect_sse(self._http, "GET", path, headers=headers, timeout=timeout) as source:
-                    status = source.response.status_code
-                    pause = retries.after_answer(status, source.response.headers.get("retry-after"))
-                    if not source.response.is_success and pause is None:
-                        await source.response.aread()
-                        _accepted(source.response)
-                    if source.response.is_success:
-                        async for event in source.aiter_sse():
-                            last, retries = event.id or last, Retries()
-                            if event.data:
-                                yield event.event, event.json()
+                    response = source.response
+                    pause = retries.after_answer(response.status_code, response.headers.get("retry-after"))
+                    if not response.is_success and pause is None:
+                        await response.aread()
+                        _accepted(response)
+                    if response.is_success:
+                        self._has_answered = True
+                        async with async_closing(source.aiter_sse()) as events:
+                            async for event in events:
+                                last, retries = event.id or last, self._retries()
+                                if event.data:
+                                    yield event.event, _data(event)
                         pause = retries.after_failure(connected=True)
             except httpx.TransportError as error:
-                pause = retries.after_failure(connected=not isinstance(error, httpx.ConnectError))
+                pause = self._pause_after(error, retries)
                 if pause is None:
-                    raise self._unreachable(error) from error
+                    raise self._unreachable(error) from None
             if pause is None:
                 raise MarketUnreachable(f"{path} ends again and again without an event.")
             await async_sleep(pause)
@@ -146,6 +175,25 @@ class AsyncTransport:
     def _unreachable(self, error: Exception) -> MarketUnreachable:
         advice = "Is this the market's address? The argument `url` or GPUBNB_URL names another."
         return MarketUnreachable(f"{self.login.url} does not answer ({type(error).__name__}). {advice}")
+
+
+async def _stream(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+def _data(event: ServerSentEvent) -> Any:
+    try:
+        return event.json()
+    except ValueError as error:
+        raise MarketError(200, "BadAnswer", "An event of the stream is no JSON.") from error
+
+
+def _status(response: httpx.Response) -> int:
+    """The status of an answer. While an earlier try of the same upload goes on, the market is busy."""
+    if response.status_code == 409 and b"InProgress" in response.content[:1_000]:
+        return 503
+    return response.status_code
 
 
 def _accepted(response: httpx.Response) -> httpx.Response:

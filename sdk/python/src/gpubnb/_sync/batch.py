@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, overload
+
+from typing_extensions import Self, TypeVar
 
 from .._calls import sleep
 from .._ids import new_batch_id
 from .._pauses import Pauses
 from .._progress import Progress
-from ..errors import BatchFailed, GpubnbError, JobFailed
+from ..errors import BatchFailed, GpubnbError, JobCancelled
 from ..models import BatchDetails, Done, SubmittedBatch, TaskView
 from .job import Job
 from .transport import Transport
@@ -18,17 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+R = TypeVar("R")
+
+
 class Batch:
     """A batch of the account. `view` is the batch as the market last showed it."""
 
-    def __init__(self, transport: Transport, batch: str, view: BatchDetails | None = None) -> None:
+    def __init__(self, transport: Transport, batch: str, *, seq: int = 0, view: BatchDetails | None = None) -> None:
         self._transport = transport
         self.id = batch
+        # Answers include the events up to this sequence: those that this object has caused or seen.
+        self._seq = seq
         self._view = view
 
     def __repr__(self) -> str:
         state = f" {self._view.status}" if self._view else ""
         return f"<{type(self).__name__} {self.id}{state}>"
+
+    @property
+    def seq(self) -> int:
+        """The sequence of the newest event about the batch that this object has seen."""
+        return self._seq
 
     @property
     def url(self) -> str:
@@ -42,7 +54,9 @@ class Batch:
 
     def refresh(self) -> BatchDetails:
         """Asks the market for the batch."""
-        self._view = BatchDetails.model_validate(self._transport.json("GET", f"/batches/{self.id}"))
+        answer = self._transport.json("GET", f"/batches/{self.id}", params={"min_seq": self._seq})
+        self._view = BatchDetails.model_validate(answer)
+        self._seq = max(self._seq, self._view.seq)
         return self._view
 
     def wait(self, *, timeout: float | None = None, check: bool = True, progress: bool | None = None) -> BatchDetails:
@@ -65,7 +79,9 @@ class Batch:
     def tasks(self, *, state: str | None = None, failed_first: bool = False) -> Iterator[TaskView]:
         """The tasks, in the order of their numbers or the failed ones first. `state` chooses tasks of one state."""
         order = "failed_first" if failed_first else None
-        for row in self._transport.rows(f"/batches/{self.id}/tasks", {"state": state, "order": order}):
+        for row in self._transport.rows(
+            f"/batches/{self.id}/tasks", {"state": state, "order": order, "min_seq": self._seq}
+        ):
             yield TaskView.model_validate(row)
 
     def job(self, task: TaskView) -> Job:
@@ -80,17 +96,33 @@ class Batch:
         """Cancels the tasks that have not ended."""
         return Done.model_validate(self._transport.json("POST", f"/batches/{self.id}/cancel", body={}))
 
-    def retry(self) -> Batch:
-        """Submits a new batch of the tasks that failed or were cancelled."""
+    def retry(self) -> Self:
+        """Submits a new batch of the tasks that failed or were cancelled, after this batch has ended. A batch with
+        values in `env` cannot be retried, because the market has deleted them: use `secrets`."""
         headers = {"idempotency-key": new_batch_id()}
         answer = self._transport.json("POST", f"/batches/{self.id}/retry", body={}, headers=headers)
-        return type(self)(self._transport, SubmittedBatch.model_validate(answer).batch)
+        submitted = SubmittedBatch.model_validate(answer)
+        return self._again(submitted.batch, submitted.seq)
+
+    def _again(self, batch: str, seq: int) -> Self:
+        return type(self)(self._transport, batch, seq=seq)
 
 
-class FunctionBatch(Batch):
+class FunctionBatch(Batch, Generic[R]):
     """The calls of a function. Iterating over it gives the results, in the order of the items."""
 
-    trust_results = False
+    def __init__(self, transport: Transport, batch: str, *, seq: int = 0, trust_results: bool = False) -> None:
+        super().__init__(transport, batch, seq=seq)
+        self.trust_results = trust_results
+
+    def _again(self, batch: str, seq: int) -> Self:
+        return type(self)(self._transport, batch, seq=seq, trust_results=self.trust_results)
+
+    @overload
+    def results(self) -> Iterator[R]: ...
+
+    @overload
+    def results(self, *, return_exceptions: bool) -> Iterator[R | GpubnbError]: ...
 
     def results(self, *, return_exceptions: bool = False) -> Iterator[Any]:
         """The results in the order of the items, each as soon as it and those before it are there. If a call failed,
@@ -99,7 +131,7 @@ class FunctionBatch(Batch):
         total = (self.refresh()).tasks
         while number < total:
             before = number
-            params = {"cursor": number, "limit": 200}
+            params = {"cursor": number, "limit": 200, "min_seq": self._seq}
             page = self._transport.json("GET", f"/batches/{self.id}/tasks", params=params)
             for row in page["rows"]:
                 task = TaskView.model_validate(row)
@@ -114,13 +146,13 @@ class FunctionBatch(Batch):
 
     def _result(self, task: TaskView, *, return_exceptions: bool) -> Any:
         try:
-            if task.started_at is None:
-                raise JobFailed(task.job, f"Task {task.index} was cancelled before it ran.")
+            if task.state == "Cancelled" and task.started_at is None:
+                raise JobCancelled(task.job, f"Task {task.index} was cancelled before it ran.", "Cancelled")
             return self.job(task).result(trust_results=self.trust_results)
         except GpubnbError as error:
             if return_exceptions:
                 return error
             raise
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[R]:
         return self.results()

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +13,10 @@ from typing_extensions import ParamSpec, Self, TypeVar, Unpack
 
 from .. import _directory
 from .._calls import call
-from .._ids import new_batch_id, new_id
+from .._ids import derived_id, new_batch_id, new_id
 from .._money import check_funds
+from .._text import plain
+from ..errors import InvalidDirectory, MarketUnreachable
 from ..models import (
     BatchDetails,
     CurrentAccount,
@@ -26,11 +28,11 @@ from ..models import (
     SubmittedBatch,
     Wallet,
 )
-from .batch import Batch
+from .batch import Batch, FunctionBatch
 from .datasets import Datasets, Secrets
 from .function import Function
 from .job import Job
-from .transport import Transport
+from .transport import SILENCE, Transport
 
 if TYPE_CHECKING:
     import os
@@ -49,6 +51,10 @@ MAX_FILES = 100
 def _words(command: Command) -> list[str]:
     """A command as a list. In a text, quotes keep words together; no shell reads it."""
     return shlex.split(command) if isinstance(command, str) else list(command)
+
+
+def _size_of(path: str | os.PathLike[str]) -> int:
+    return Path(path).stat().st_size
 
 
 class Client:
@@ -82,10 +88,19 @@ class Client:
         """Closes the connections."""
         self.transport.close()
 
-    def request(self, method: str, path: str, *, body: Any = None, params: Mapping[str, Any] | None = None) -> Any:
-        """Any endpoint of the API (`docs/api.md`), as JSON. The request must be one that may be repeated, because it is
-        sent again while the market does not answer."""
-        response = self.transport.request(method, path, body=body, params=params)
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Any endpoint of the API (`docs/api.md`), as JSON. The request is sent again while the market does not answer,
+        except a `POST` without the header `Idempotency-Key`."""
+        repeat = method != "POST" or any(name.lower() == "idempotency-key" for name in headers or {})
+        response = self.transport.request(method, path, body=body, params=params, headers=headers, repeat=repeat)
         return response.json() if response.content else None
 
     # --- jobs -----------------------------------------------------------------------------------------------------
@@ -106,8 +121,17 @@ class Client:
         """
         job = request.get("job") or new_id()
         complete = self._complete(command, directory, files, {**request, "job": job})
-        answer = self.transport.json("POST", "/jobs", body=complete)
-        return Job(self.transport, Submitted.model_validate(answer).job)
+        submitted = Submitted.model_validate(self._submit("/jobs", complete, job))
+        return Job(self.transport, submitted.job, seq=submitted.seq)
+
+    def _submit(self, path: str, body: Mapping[str, Any], id: str) -> Any:  # noqa: A002
+        try:
+            return self.transport.json("POST", path, body=body)
+        except MarketUnreachable as error:
+            error.submitted = id
+            advice = f"The market may have it under the id {id}. With the same id, another try submits nothing twice."
+            error.args = (f"{error} {advice}",)
+            raise
 
     def quote(self, command: Command | None = None, /, **request: Unpack[JobRequest]) -> QuotedJob:
         """What a job would cost, and on which machine it would run. Nothing is submitted."""
@@ -147,21 +171,40 @@ class Client:
             complete["command"] = _words(command)
         if directory is not None or files:
             self.check(complete)
-        for path, source in islice((files or {}).items(), MAX_FILES + 1):
-            complete["inputs"] = [*complete.get("inputs", []), {"input": self._upload(source), "path": path}]
+        if len(files or {}) > MAX_FILES:
+            raise InvalidDirectory(f"There are {len(files or {})} files, and a job takes {MAX_FILES}: push a dataset.")
+        for path, source in (files or {}).items():
+            name = derived_id(complete.get("job") or new_id(), path)
+            self._upload(name, source)
+            complete["inputs"] = [*complete.get("inputs", []), {"input": name, "path": path}]
         return self.with_directory(complete, directory)
 
-    def _upload(self, source: str | os.PathLike[str] | bytes) -> str:
-        content = source if isinstance(source, bytes) else call(Path(source).read_bytes)
-        name = new_id()
-        self.transport.request("PUT", f"/inputs/{name}", content=content, timeout=30 + len(content) / (32 << 10))
-        return name
+    def _upload(self, name: str, source: str | os.PathLike[str] | bytes) -> None:
+        """Uploads an input file under an id."""
+        size = len(source) if isinstance(source, bytes) else call(_size_of, source)
+
+        def pieces() -> Iterator[bytes]:
+            if isinstance(source, bytes):
+                yield source
+                return
+            with Path(source).open("rb") as opened:
+                while piece := opened.read(1 << 20):
+                    yield piece
+
+        headers = {"content-length": str(size)}
+        with self.transport.uploading:
+            self.transport.request("PUT", f"/inputs/{name}", pieces=pieces, headers=headers, timeout=SILENCE)
 
     def with_directory(self, request: JobRequest, directory: str | os.PathLike[str] | None) -> JobRequest:
         """The request of a job whose working directory is a copy of a directory, which is uploaded."""
         if directory is None:
             return request
-        stored = self.datasets.upload(call(_directory.of_code, directory))
+        code_files = call(_directory.of_code, directory)
+        if code_files.secrets:
+            advice = "Store a secret with client.secrets.set, and name it in `secrets`."
+            names = plain(", ".join(code_files.secrets))
+            warnings.warn(f"Left out, because they may have passwords or keys: {names}. {advice}", stacklevel=3)
+        stored = self.datasets.upload(code_files)
         code: dict[str, Any] = {"dataset": stored.dataset, "directory": "code", "writable": True}
         datasets: Any = [*request.get("datasets", []), code]
         return {"workdir": "/scratch/code", **request, "datasets": datasets}
@@ -171,7 +214,7 @@ class Client:
     def map(
         self,
         command: Command,
-        items: Iterable[str] | Mapping[str, Iterable[str]],
+        items: Iterable[object] | Mapping[str, Iterable[object]],
         /,
         *,
         directory: str | os.PathLike[str] | None = None,
@@ -191,14 +234,18 @@ class Client:
         return self.submit_batch(body, max_running=max_running, max_failures=max_failures)
 
     def quote_map(
-        self, command: Command, items: Iterable[str] | Mapping[str, Iterable[str]], /, **request: Unpack[JobRequest]
+        self,
+        command: Command,
+        items: Iterable[object] | Mapping[str, Iterable[object]],
+        /,
+        **request: Unpack[JobRequest],
     ) -> QuotedBatch:
         """What a batch would cost. Nothing is submitted."""
         body = self._batch(command, items, request)
         return QuotedBatch.model_validate(self.transport.json("POST", "/batches/quote", body=body))
 
     def _batch(
-        self, command: Command, items: Iterable[str] | Mapping[str, Iterable[str]], request: JobRequest
+        self, command: Command, items: Iterable[object] | Mapping[str, Iterable[object]], request: JobRequest
     ) -> BatchRequest:
         job: JobRequest = {**request, "command": _words(command)}
         if isinstance(items, Mapping):
@@ -209,11 +256,12 @@ class Client:
         self, body: BatchRequest, *, max_running: int | None = None, max_failures: int | None = None
     ) -> Batch:
         """Submits the body of `POST /batches`. The client chooses the id, so that a repeated request is one batch."""
-        complete: dict[str, Any] = {"batch": new_batch_id(), **body}
+        batch = body.get("batch") or new_batch_id()
+        complete: dict[str, Any] = {**body, "batch": batch}
         bounds = {"max_running": max_running, "max_failures": max_failures}
         complete.update({name: bound for name, bound in bounds.items() if bound is not None})
-        answer = self.transport.json("POST", "/batches", body=complete)
-        return Batch(self.transport, SubmittedBatch.model_validate(answer).batch)
+        submitted = SubmittedBatch.model_validate(self._submit("/batches", complete, batch))
+        return Batch(self.transport, submitted.batch, seq=submitted.seq)
 
     def check_batch(self, body: BatchRequest) -> None:
         """Like `check`, for a batch."""
@@ -229,7 +277,11 @@ class Client:
     def batches(self) -> Iterator[Batch]:
         """The batches, newest first."""
         for row in self.transport.rows("/batches", {}):
-            yield Batch(self.transport, row["batch"], BatchDetails.model_validate(row))
+            yield Batch(self.transport, row["batch"], view=BatchDetails.model_validate(row))
+
+    def function_batch(self, batch: str, *, trust_results: bool = False, seq: int = 0) -> FunctionBatch[Any]:
+        """The batch with an id that `Function.map` submitted, for example before this program was started anew."""
+        return FunctionBatch(self.transport, batch, seq=seq, trust_results=trust_results)
 
     # --- functions ------------------------------------------------------------------------------------------------
 

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import operator
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
-from typing_extensions import ParamSpec, TypeVar
+from typing_extensions import ParamSpec, Self, TypeVar
 
+from .._calls import call
 from .._functions import Call, check_python, default_image, pack, request_with
+from ..errors import MarketUnreachable
 from .batch import FunctionBatch
 
 if TYPE_CHECKING:
@@ -41,6 +46,8 @@ class Function(Generic[P, R]):
         trust_results: bool,
         request: JobRequest,
     ) -> None:
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError("The function must return its result: it cannot be `async`, and cannot `yield`.")
         functools.update_wrapper(self, function)
         self._client, self._function = client, function
         self._directory, self._trust_results = directory, trust_results
@@ -48,13 +55,23 @@ class Function(Generic[P, R]):
         self._request: JobRequest = {"image": default_image(), "name": name, "time_seconds": 600, **request}
         check_python(self._request.get("image") or "", python)
 
+    def __reduce__(self) -> Any:
+        # In the job, and in other functions that use this one, there is no client: only the function itself.
+        return operator.itemgetter(0), ((self._function,),)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Self:
+        if instance is None:
+            return self
+        raise TypeError("A method cannot run on a machine: decorate a function outside of the class.")
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function on this computer."""
         return self._function(*args, **kwargs)
 
     def _upload(self, calls: list[Call]) -> JobRequest:
         """Uploads the function and its calls, and returns the job that makes them."""
-        dataset = pack(self._function, calls, trusted=self._trust_results)
+        directory = Path(self._directory) if self._directory is not None else None
+        dataset = call(pack, self._function, calls, trusted=self._trust_results, directory=directory)
         self._client.datasets.upload(dataset)
         request = request_with(self._request, dataset.id())
         return self._client.with_directory(request, self._directory)
@@ -68,19 +85,22 @@ class Function(Generic[P, R]):
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs one call on a machine, and returns its result. Raises `RemoteError` if the function raised."""
         job = self.spawn(*args, **kwargs)
-        job.wait(check=False)
-        result: R = job.result(trust_results=self._trust_results)
+        try:
+            result: R = job.result(trust_results=self._trust_results)
+        except MarketUnreachable as error:
+            error.submitted = job.id
+            raise
         return result
 
     def map(
         self, items: Iterable[Any], *, max_running: int | None = None, max_failures: int | None = None
-    ) -> FunctionBatch:
+    ) -> FunctionBatch[R]:
         """Calls the function once for each item, on many machines: one quote, one hold, one task for each item."""
         return self.starmap(((item,) for item in items), max_running=max_running, max_failures=max_failures)
 
     def starmap(
         self, items: Iterable[tuple[Any, ...]], *, max_running: int | None = None, max_failures: int | None = None
-    ) -> FunctionBatch:
+    ) -> FunctionBatch[R]:
         """Like `map`, for functions of several arguments: each item is a tuple of them."""
         calls: list[Call] = [(tuple(item), {}) for item in items]
         if not calls:
@@ -90,6 +110,4 @@ class Function(Generic[P, R]):
         request = self._upload(calls)
         bounds = {"max_running": max_running, "max_failures": max_failures}
         submitted = self._client.submit_batch({"job": request, "array": array}, **bounds)
-        batch = FunctionBatch(self._client.transport, submitted.id)
-        batch.trust_results = self._trust_results
-        return batch
+        return self._client.function_batch(submitted.id, trust_results=self._trust_results, seq=submitted.seq)

@@ -8,25 +8,28 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .. import _downloads, _results
-from .._calls import call, sleep
+from .._calls import call, closing, sleep
+from .._log import LogLine
 from .._pauses import Pauses
 from .._progress import Progress
-from ..errors import InvalidResult, JobCancelled, JobFailed
-from ..models import Artifact, Done, JobDetails, JobLogLine, Receipt, TrailEvent
+from ..errors import InvalidResult, JobCancelled, JobFailed, UnsafePath
+from ..models import Artifact, Done, JobDetails, Receipt, TrailEvent
 from .transport import Transport
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Job:
     """A job of the account. `view` is the job as the market last showed it."""
 
-    def __init__(self, transport: Transport, job: str, view: JobDetails | None = None) -> None:
+    def __init__(self, transport: Transport, job: str, *, seq: int = 0) -> None:
         self._transport = transport
         self.id = job
-        self._view = view
+        # Answers include the events up to this sequence: those that this object has caused or seen.
+        self._seq = seq
+        self._view: JobDetails | None = None
 
     def __repr__(self) -> str:
         state = f" {self._view.status}" if self._view else ""
@@ -44,13 +47,16 @@ class Job:
 
     @property
     def state(self) -> str:
-        """The state, such as `Running` or `Completed`, as the market last showed it."""
+        """The state now, such as `Running` or `Completed`."""
+        if self._view is None or not self._view.settled:
+            self.refresh()
         return (self.view).state
 
-    def refresh(self, *, min_seq: int = 0) -> JobDetails:
-        """Asks the market for the job. The answer includes all events up to `min_seq`."""
-        answer = self._transport.json("GET", f"/jobs/{self.id}", params={"min_seq": min_seq})
+    def refresh(self) -> JobDetails:
+        """Asks the market for the job."""
+        answer = self._transport.json("GET", f"/jobs/{self.id}", params={"min_seq": self._seq})
         self._view = JobDetails.model_validate(answer)
+        self._seq = max(self._seq, self._view.seq)
         return self._view
 
     def wait(self, *, timeout: float | None = None, check: bool = True, progress: bool | None = None) -> JobDetails:
@@ -63,30 +69,30 @@ class Job:
                 bar.show(round(100 * done), 100, view.status)
                 sleep(pauses.next())
         if check and view.state != "Completed":
-            reason = view.reason
-            kind = JobCancelled if view.state == "Cancelled" else JobFailed
-            raise kind(self.id, view.summary, reason.name if reason else None, reason.code if reason else None)
+            raise _failure(view)
         return view
 
     def cancel(self) -> Done:
         """Asks the job to stop."""
         return Done.model_validate(self._transport.json("POST", f"/jobs/{self.id}/cancel", body={}))
 
-    def logs(self, *, follow: bool = False) -> Iterator[JobLogLine]:
+    def logs(self, *, follow: bool = False) -> Iterator[LogLine]:
         """The lines that the job printed, each once. With `follow`, also the lines to come, until the output ends."""
         if not follow:
             for row in self._transport.rows(f"/jobs/{self.id}/logs", {}):
-                yield JobLogLine.model_validate(row)
+                yield LogLine.model_validate(row)
             return
         next_numbers: dict[int, int] = {}
-        for name, data in self._transport.events(f"/jobs/{self.id}/logs/stream"):
-            if name == "end":
-                return
-            if name == "line":
-                line = JobLogLine.model_validate(data)
-                if line.number >= next_numbers.get(line.lease, 0):
-                    next_numbers[line.lease] = line.number + 1
-                    yield line
+        self.refresh()
+        with closing(self._transport.events(f"/jobs/{self.id}/logs/stream")) as events:
+            for name, data in events:
+                if name == "end":
+                    return
+                if name == "line":
+                    line = LogLine.model_validate(data)
+                    if line.number >= next_numbers.get(line.lease, 0):
+                        next_numbers[line.lease] = line.number + 1
+                        yield line
 
     def events(self) -> Iterator[TrailEvent]:
         """The trail of the job: its events in the market's log, oldest first."""
@@ -101,10 +107,11 @@ class Job:
     @property
     def receipt(self) -> Receipt:
         """The bill of a settled job, with the event that proves it. `gpubnb verify` checks the proof."""
-        return Receipt.model_validate(self._transport.json("GET", f"/jobs/{self.id}/receipt"))
+        params = {"min_seq": self._seq}
+        return Receipt.model_validate(self._transport.json("GET", f"/jobs/{self.id}/receipt", params=params))
 
     def read(self, path: str, *, max_bytes: int = _results.MAX_RESULT_BYTES) -> bytes:
-        """The content of one output file. Its hash is compared with the one that the machine signed."""
+        """The content of one output file. Its hash is compared with the one that the market has."""
         for file in self.outputs:
             if file.path == path:
                 return self._read(file, max_bytes)
@@ -114,47 +121,61 @@ class Job:
         if file.bytes > max_bytes:
             raise InvalidResult(f"{file.path} has {file.bytes} bytes, and {max_bytes} are allowed.")
         content = bytearray()
-        with self._transport.download(self._path(file)) as pieces:
-            for piece in pieces:
-                content += piece
-                if len(content) > file.bytes:
-                    break
+
+        def receive() -> Callable[[bytes], None]:
+            content.clear()
+            return content.extend
+
+        self._transport.download(self._path(file), receive)
         return _results.check(bytes(content), file)
 
-    def download(self, directory: str | os.PathLike[str], *, progress: bool | None = None) -> list[Path]:
+    def download(
+        self, directory: str | os.PathLike[str], *, overwrite: bool = False, progress: bool | None = None
+    ) -> list[Path]:
         """Saves the output files below a directory, and returns their paths. A file that is there already, with the
-        same content, is not sent again. Each file is compared with the hash that the machine signed."""
+        same content, is not sent again. One with another content is kept, and is an error, unless `overwrite` is true:
+        the job chose the names. Each file has the hash that the market has of it."""
         files = self.outputs
-        total, done, saved = sum(file.bytes for file in files), 0, []
+        places = [_downloads.target(Path(directory), file.path) for file in files]
+        total, done = sum(file.bytes for file in files), 0
         with Progress("Downloading", progress, unit="B") as bar:
-            for file in files:
-                place = _downloads.target(Path(directory), file.path)
+            for file, place in zip(files, places, strict=True):
                 if not call(_downloads.has_content, place, file):
-                    self._save(file, place)
+                    if place.exists() and not overwrite:
+                        raise UnsafePath(f"{place} is there, with another content: overwrite=True replaces it.")
+                    with _downloads.writer(place, file) as writer:
+                        self._transport.download(self._path(file), writer.begin)
                 done += file.bytes
                 bar.show(done, total)
-                saved.append(place)
-        return saved
-
-    def _save(self, file: Artifact, place: Path) -> None:
-        with _downloads.writer(place, file) as writer, self._transport.download(self._path(file)) as pieces:
-            for piece in pieces:
-                writer.write(piece)
+        return places
 
     def _path(self, file: Artifact) -> str:
         return f"/jobs/{self.id}/artifacts/{quote(file.path)}"
 
-    def result(self, *, trust_results: bool = False, max_bytes: int = _results.MAX_RESULT_BYTES) -> Any:
-        """The value that the function of an ended job returned (see `Client.function`). Raises `RemoteError` if the
-        function raised an exception."""
-        outputs = self.outputs
-        error = _results.find(outputs, (_results.ERROR,))
-        view = self.view
+    def result(
+        self,
+        *,
+        timeout: float | None = None,
+        trust_results: bool = False,
+        max_bytes: int = _results.MAX_RESULT_BYTES,
+    ) -> Any:
+        """Waits, and returns the value that the job's function returned (see `Client.function`). Raises `RemoteError`
+        if the function raised an exception."""
+        view = self.wait(timeout=timeout, check=False)
+        outputs = view.outputs or []
         if view.state != "Completed":
+            error = _results.find(outputs, (_results.ERROR,))
             if error is not None:
                 raise _results.remote_error(self.id, self._read(error, _results.MAX_ERROR_BYTES))
-            raise JobFailed(self.id, view.summary, view.reason.name if view.reason else None)
+            raise _failure(view)
         result = _results.find(outputs, _results.RESULTS)
         if result is None:
             raise InvalidResult(f"The job {self.id} left no result.")
         return _results.decode(result.path, self._read(result, max_bytes), trusted=trust_results)
+
+
+def _failure(view: JobDetails) -> JobFailed:
+    """The error of a job that ended without success."""
+    reason = view.reason
+    kind = JobCancelled if view.state == "Cancelled" else JobFailed
+    return kind(view.job, view.summary, reason.name if reason else None, reason.code if reason else None)
