@@ -44,8 +44,6 @@ if [ "${1:-}" = --tests ]; then
   sdk="$PWD/target/tools/sdk/bin/python" gallery="$PWD/target/tools/gallery/bin/python"
   version="$("$sdk" -c 'import sys; print(*sys.version_info[:2], sep=".")')"
   python_image "gpubnb/python:$version" "$sdk" "ENV PYTHONUNBUFFERED=1"
-  # The images of the templates whose jobs the tests run, with the packages that those jobs would install.
+  # The image of the templates whose jobs the tests run, with the packages that those jobs would install.
   python_image gpubnb/gallery:1 "$gallery" "ENV PYTHONPATH=/usr/local/lib/packages" --packages
-  ffmpeg="$("$gallery" -c 'import imageio_ffmpeg; print(imageio_ffmpeg.get_ffmpeg_exe())')"
-  python_image gpubnb/ffmpeg:1 "$gallery" 'ENTRYPOINT ["/program"]' --program "$ffmpeg"
 fi

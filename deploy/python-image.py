@@ -3,8 +3,7 @@ output.
 
 The tests run Python in this image: it needs no registry, and has the version of the Python that runs this script.
 Usage: target/tools/sdk/bin/python deploy/python-image.py [--packages] | docker import - gpubnb/python:3.12
-With --packages, the packages that are installed beside this Python are in the image, too. With --program PATH, the
-image has that program, as /program, and nothing else.
+With --packages, the packages that are installed beside this Python are in the image, too.
 """
 
 import os
@@ -17,7 +16,7 @@ import tarfile
 from pathlib import Path
 
 # Parts of the standard library and of packages that no test needs.
-LEFT_OUT = {"__pycache__", "dist-packages", "ensurepip", "idlelib", "imageio_ffmpeg", "lib2to3", "site-packages", "test"}
+LEFT_OUT = {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test"}
 LEFT_OUT |= {"tests", "tkinter"}
 # Programs beside Python.
 PROGRAMS = ["sh", "bash", "cat", "cp", "find", "head", "mkdir"]
@@ -45,14 +44,13 @@ def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def contents_of_python() -> tuple[dict[Path, Path], dict[str, Path]]:
-    """The files of an image with Python, each with its place there, and the links."""
+def main() -> None:
     python = Path(sys.base_prefix) / f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"
     programs = [Path(found) for name in PROGRAMS if (found := shutil.which(name))]
     standard_library = files_below(Path(sysconfig.get_path("stdlib")))
     packages = Path(sysconfig.get_path("purelib"))
     installed = files_below(packages) if "--packages" in sys.argv else []
-    modules = [path for path in [*standard_library, *installed] if path.suffix == ".so"]
+    modules = [path for path in [*standard_library, *installed] if path.suffix == ".so" or path.name.startswith("ffmpeg-")]
     needed = set().union(*map(libraries, [python, *programs, *modules]))
     files = {python, *programs, *standard_library} | {path for path in needed if packages not in path.parents}
     places = {path: path for path in files} | {path: PACKAGES / path.relative_to(packages) for path in installed}
@@ -61,19 +59,12 @@ def contents_of_python() -> tuple[dict[Path, Path], dict[str, Path]]:
         places |= {path: Path("/usr/local/share") / path.relative_to(shared) for path in files_below(shared)}
     links = {f"usr/local/bin/{name}": python for name in ("python", "python3")}
     links |= {f"usr/local/bin/{path.name}": path for path in programs} | {"bin/sh": programs[0]}
-    return places, {name: target for name, target in links.items() if Path("/", name) not in files}
-
-
-def main() -> None:
-    if "--program" in sys.argv:
-        program = Path(sys.argv[sys.argv.index("--program") + 1])
-        places, links = {path: path for path in libraries(program)} | {program: Path("/program")}, {}
-    else:
-        places, links = contents_of_python()
     with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as archive:
         for path, place in sorted(places.items(), key=lambda pair: pair[1]):
             archive.add(path.resolve(), arcname=str(place), recursive=False, filter=plain)
         for name, target in links.items():
+            if Path("/", name) in files:
+                continue
             link = tarfile.TarInfo(name)
             link.type, link.linkname = tarfile.SYMTYPE, str(target)
             archive.addfile(link)

@@ -182,7 +182,11 @@ impl JobRequest {
         inputs: Vec<Input>,
         datasets: Vec<DatasetMount>,
     ) -> Result<SubmitJob, Refusal> {
-        let placement = self.placement()?;
+        let mut placement = self.placement()?;
+        let requirements = &mut placement.requirements;
+        if requirements.machine.is_none() {
+            requirements.min_cuda = requirements.min_cuda.or(template.and_then(|template| template.min_cuda));
+        }
         if self.template.as_deref() != template.map(|t| t.id.as_str()) {
             return Err(invalid("template", "There is no such template. The page Templates lists them."));
         }
@@ -201,9 +205,9 @@ impl JobRequest {
         };
         let name = self.name.filter(|n| !n.trim().is_empty());
         // A JSON list of hosts may have capital letters. Parsing the hosts makes the letters small.
-        let egress = template.filter(|_| self.egress.is_none()).map_or(&self.egress, |template| &template.egress);
-        let egress =
-            egress.patterns().join(" ").parse().map_err(|e: InvalidPattern| invalid("egress", e.to_string()))?;
+        let needed = template.map(|template| template.egress.patterns()).unwrap_or_default();
+        let egress = [needed, self.egress.patterns()].concat();
+        let egress = egress.join(" ").parse().map_err(|e: InvalidPattern| invalid("egress", e.to_string()))?;
         let secrets: BTreeSet<String> = self.secrets.into_iter().collect();
         if let Some(name) = secrets.iter().find(|name| self.env.contains_key(*name)) {
             return Err(invalid("secrets", format!("{name} is a variable and a secret of this job: leave one out.")));
@@ -249,7 +253,7 @@ impl JobRequest {
         };
         // The copies of datasets must not take the room that the job expects.
         let copied: u64 = datasets.iter().filter(|mount| mount.writable).map(DatasetMount::bytes_on_disk).sum();
-        if resources.disk.is_none() && copied > 0 {
+        if self.disk_mib.is_none() && copied > 0 {
             resources.disk = Some(Mebibytes(resources.disk_size().0.saturating_add(copied.div_ceil(1 << 20))));
         }
         resources
@@ -309,7 +313,9 @@ impl JobRequest {
         let Limits { time, budget, max_attempts, queue, max_price } = limits;
         let Requirements { machine, price_cap, gpu_model, region, min_cuda, allow_simulated, reliability, verified } =
             requirements;
-        let template = template.filter(|t| id.as_ref() == Some(&t.id) && *image == t.image);
+        // A template that needs more hosts by now would give the job hosts that it did not have.
+        let has_all = |t: &Template| t.egress.patterns().iter().all(|host| egress.patterns().contains(host));
+        let template = template.filter(|t| id.as_ref() == Some(&t.id) && *image == t.image && has_all(t));
         let template = template.and_then(|t| Some((t.id.clone(), t.parameters(command)?)));
         let without_sign = |amount: MicroUsd| amount.to_string().replace('$', "");
         Self {

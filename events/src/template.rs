@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Egress, JobSpec, Mebibytes, Resources};
+use crate::spec::{CudaVersion, Egress, JobSpec, Mebibytes, Resources};
 
 /// The image of the market's own jobs, which `deploy/images.sh` builds.
 pub const OWN_IMAGE: &str = "gpubnb/workloads:1";
@@ -36,9 +36,14 @@ pub struct Template {
     /// a job that needs none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<String>,
-    /// The hosts of the internet that the job needs, for example for the weights of a model.
+    /// The hosts of the internet that the job needs, for example for the weights of a model. The hosts of a request are
+    /// added to them.
     #[serde(skip_serializing_if = "Egress::is_none")]
     pub egress: Egress,
+    /// The oldest CUDA version that a machine's driver must support, if the request names none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub min_cuda: Option<CudaVersion>,
     /// The resources, if the request names none.
     pub resources: Resources,
     /// The time limit in seconds, if the request names none.
@@ -91,8 +96,8 @@ impl Field {
         let label = &self.label;
         match &self.values {
             Values::Number { least, most } => match value.parse::<u32>() {
-                // `+5` is a number, too, but a program may read it otherwise.
-                Ok(number) if (*least..=*most).contains(&number) && !value.starts_with('+') => Ok(()),
+                // `+5` and `05` are numbers, too, but a program may read them otherwise.
+                Ok(number) if (*least..=*most).contains(&number) && number.to_string() == value => Ok(()),
                 _ => Err(format!("{label} must be a whole number from {least} to {most}.")),
             },
             Values::Choice { choices } if choices.iter().any(|choice| choice == value) => Ok(()),
@@ -172,8 +177,9 @@ impl Template {
 
     /// Why this is no template that a market may offer; `None` if it is one.
     ///
-    /// A placeholder stands in an argument of its own, at most once, beside letters that no shell reads: a value can
-    /// never become a part of a script.
+    /// A placeholder stands in an argument of its own, once, beside letters that no shell reads, and never as the
+    /// script of a shell or of Python (`-c`). So a value is one word for the program, and no part of a script, unless
+    /// the image's own entry point takes its first argument for a script.
     pub fn fault(&self) -> Option<String> {
         let is_id = |text: &str| {
             let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -191,12 +197,25 @@ impl Template {
         if self.input.as_deref().is_some_and(|text| !is_text(text, 300)) {
             return Some("`input` must be a sentence".to_owned());
         }
-        if self.fields.len() > 16 {
-            return Some("a template has at most 16 fields".to_owned());
+        if self.fields.len() > 16 || self.command.len() > 64 || self.command.iter().any(|a| a.len() > 3_000) {
+            return Some("a template has at most 16 fields, and 64 arguments of at most 3,000 bytes".to_owned());
+        }
+        let Resources { output, disk, shm, memory, gpus, vram, .. } = &self.resources;
+        if disk.is_some_and(|disk| disk < *output) || shm.is_some_and(|shm| shm > *memory) || (*gpus == 0 && vram.0 > 0)
+        {
+            return Some("the disk holds the output, the memory holds shm, and only GPUs have vram".to_owned());
+        }
+        if !(1..=7 * 86_400).contains(&self.seconds) {
+            return Some("`seconds` must be from 1 to 604,800".to_owned());
         }
         for field in &self.fields {
             let users = self.command.iter().filter(|argument| argument.contains(&placeholder(&field.name)));
             let users: Vec<_> = users.collect();
+            if let Values::Choice { choices } = &field.values
+                && !choices.iter().all(|choice| is_text(choice, 100) && !choice.starts_with('-'))
+            {
+                return Some(format!("a choice of the field `{}` is empty, too long, or an option", field.name));
+            }
             if !is_id(&field.name) || !is_text(&field.label, 80) {
                 return Some(format!("the field `{}` has no valid name or label", field.name));
             }
@@ -207,7 +226,11 @@ impl Template {
                 let rest = argument.replacen(&placeholder(&field.name), "", 1);
                 rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/:=,-".contains(&b))
             };
-            if users.len() != 1 || !is_safe(users[0]) {
+            let is_script = self.command.windows(2).any(|pair| {
+                matches!(pair[0].as_str(), "-c" | "-e" | "--eval" | "-lc")
+                    && pair[1].contains(&placeholder(&field.name))
+            });
+            if users.len() != 1 || !is_safe(users[0]) || is_script {
                 return Some(format!(
                     "`{{{}}}` must stand once in the command, in an argument of its own, such as `--{0}={{{0}}}`",
                     field.name
@@ -242,6 +265,7 @@ fn own(id: &str, title: &str, about: &str, fields: Vec<Field>, resources: Resour
         fields,
         input: None,
         egress: Egress::default(),
+        min_cuda: None,
         resources,
         seconds,
     }
@@ -359,6 +383,7 @@ mod tests {
             ("n", "0"),
             ("n", "4"),
             ("n", "+2"),
+            ("n", "02"),
             ("n", "1.5"),
             ("n", ""),
             ("text", ""),
@@ -383,6 +408,7 @@ mod tests {
         for command in [
             &["sh", "-c", "run {model}"][..],
             &["sh", "-c", "{model};ls"],
+            &["sh", "-c", "{model}"],
             &["run"],
             &["run", "{model}", "{model}"],
             &["run", "{model}{model}"],

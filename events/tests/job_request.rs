@@ -6,7 +6,7 @@ use gpubnb_events::{
     command::{Secret, SubmitJob},
     event::JobSubmitted,
     job_request::{DatasetRequest, InputRequest, JobRequest},
-    spec::{DatasetMount, Egress, Input, Limits, Strategy},
+    spec::{DatasetMount, Egress, Input, Limits, Mebibytes, Strategy},
     template,
 };
 use proptest::{
@@ -236,8 +236,29 @@ fn a_template_adds_its_hosts_and_asks_for_its_file() {
     template.check_input(&command(request(), &[&file]).spec).unwrap();
     assert_eq!(command(request(), &[]).spec.egress, template.egress);
     let own: Egress = "github.com".parse().unwrap();
-    assert_eq!(command(JobRequest { egress: own.clone(), ..request() }, &[]).spec.egress, own);
+    let both = command(JobRequest { egress: own.clone(), ..request() }, &[]).spec.egress;
+    assert_eq!(both.patterns().len(), 2, "the hosts of the request are added");
+    assert_eq!(command(JobRequest { egress: both.clone(), ..request() }, &[]).spec.egress, both);
     let unknown = JobRequest { template: Some("surprise".to_owned()), ..JobRequest::default() };
     let refused = unknown.into_command(JobId::generate(), None, Vec::new(), Vec::new()).unwrap_err();
     assert_eq!(refused.field.as_deref(), Some("template"));
+}
+
+#[test]
+fn the_copy_of_a_dataset_takes_no_room_from_a_template() {
+    let mut template = template::find("noop").unwrap().clone();
+    let mount = DatasetMount {
+        dataset: "0".repeat(64).parse().unwrap(),
+        directory: "data".to_owned(),
+        writable: true,
+        files: 1,
+        bytes: 10 << 30,
+    };
+    for disk in [None, Some(Mebibytes(512))] {
+        template.resources.disk = disk;
+        let least = template.resources.disk_size().0 + 10_240;
+        let request = JobRequest { template: Some("noop".to_owned()), ..JobRequest::default() };
+        let command = request.into_command(JobId::generate(), Some(&template), Vec::new(), vec![mount.clone()]);
+        assert!(command.unwrap().spec.resources.disk.unwrap().0 >= least);
+    }
 }

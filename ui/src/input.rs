@@ -95,7 +95,9 @@ pub(crate) fn problems(templates: &Templates, mut fields: Vec<(String, String)>)
 /// The field that an error names for this field of the form: `memory` for `memory_mib`, `epochs` for
 /// `parameter.epochs`.
 fn field_of(name: &str) -> &str {
-    let name = name.strip_prefix("parameter.").unwrap_or(name);
+    if let Some(parameter) = name.strip_prefix("parameter.") {
+        return parameter;
+    }
     match name {
         "input" => "inputs",
         "dataset" => "datasets",

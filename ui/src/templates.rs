@@ -5,20 +5,21 @@
 //! file. The server notices both within seconds, and needs no restart (`docs/adr/0041-templates-are-files.md`).
 
 use std::{
-    fs, io,
+    collections::BTreeSet,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
 use gpubnb_dialer::Dialer;
 use gpubnb_events::{
-    Chain,
     spec::{Egress, ImageName, Mebibytes, Resources},
-    template::{Field, OWN, Template, Values},
+    template::{Field, OWN, OWN_IMAGE, Template, Values},
 };
-use gpubnb_registry::{PrivateRegistry, Registries, pin};
+use gpubnb_registry::{Pinned, PrivateRegistry, Registries, pin};
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,7 @@ struct File {
     input: Option<String>,
     #[serde(default)]
     egress: Egress,
+    min_cuda: Option<String>,
     seconds: u64,
     resources: FileResources,
     #[serde(default, rename = "field")]
@@ -107,9 +109,12 @@ fn id_of(path: &Path) -> Option<&str> {
 
 /// The text of a file.
 fn text_of(path: &Path) -> anyhow::Result<String> {
-    let size = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.len();
-    ensure!(size <= MAX_BYTES, "{} has more than {MAX_BYTES} bytes", path.display());
-    fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+    let reading = || format!("reading {}", path.display());
+    ensure!(fs::metadata(path).with_context(reading)?.is_file(), "{} is no file", path.display());
+    let mut text = String::new();
+    fs::File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text)).with_context(reading)?;
+    ensure!(text.len() as u64 <= MAX_BYTES, "{} has more than {MAX_BYTES} bytes", path.display());
+    Ok(text)
 }
 
 /// The template in a file. Its image has a digest.
@@ -117,6 +122,8 @@ fn template(path: &Path, text: &str) -> anyhow::Result<Template> {
     let file: File = toml::from_str(text).with_context(|| format!("{} is no template", path.display()))?;
     let id = id_of(path).with_context(|| format!("{} is not named <id>.toml", path.display()))?;
     let digest = file.digest.context("it has no digest: `gpubnb-ui approve-template` finds it")?;
+    let min_cuda = file.min_cuda.as_deref().map(str::parse).transpose();
+    let min_cuda = min_cuda.map_err(|_| anyhow::anyhow!("`min_cuda` is a version such as 12.4"))?;
     let image = format!("{}@{digest}", file.image);
     ensure!(ImageName::parse(&image).is_some_and(|name| name.digest.is_some()), "{image} is no image with a digest");
     ensure!(gpubnb_events::template::find(id).is_none(), "the market has a template `{id}` of its own");
@@ -134,6 +141,7 @@ fn template(path: &Path, text: &str) -> anyhow::Result<Template> {
         fields: file.fields.into_iter().map(Field::try_from).collect::<Result<_, _>>()?,
         input: file.input,
         egress: file.egress,
+        min_cuda,
         resources: resources.with_gpus(gpus, Mebibytes(vram_mib)),
         seconds: file.seconds,
     };
@@ -148,12 +156,14 @@ fn template(path: &Path, text: &str) -> anyhow::Result<Template> {
 pub(crate) struct Templates {
     directory: Option<PathBuf>,
     known: RwLock<Arc<[Arc<Template>]>>,
+    /// The faults of the last look, so that the log has each only once.
+    faults: Mutex<BTreeSet<String>>,
 }
 
 impl Templates {
     /// Reads the directory with the approved templates.
     pub(crate) fn open(directory: Option<PathBuf>) -> Self {
-        let templates = Self { directory, known: RwLock::new(Arc::new([])) };
+        let templates = Self { directory, known: RwLock::new(Arc::new([])), faults: Mutex::default() };
         templates.read_again();
         templates
     }
@@ -179,12 +189,23 @@ impl Templates {
 
     fn read_again(&self) {
         let mut found: Vec<Arc<Template>> = OWN.iter().cloned().map(Arc::new).collect();
+        let mut faults = BTreeSet::new();
         if let Some(directory) = &self.directory {
-            match approved(directory) {
+            match approved(directory, &mut faults) {
                 Ok(approved) => found.extend(approved.into_iter().map(Arc::new)),
-                Err(e) => warn!(error = %e, directory = %directory.display(), "the templates cannot be read"),
+                Err(e) => {
+                    faults.insert(format!("{} cannot be read: {e}", directory.display()));
+                    // What was offered stays: the directory may be away for a moment.
+                    found.extend(self.all().iter().filter(|template| template.image != OWN_IMAGE).cloned());
+                }
             }
         }
+        let mut known_faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        for fault in faults.difference(&known_faults) {
+            warn!(fault, "a template is not offered");
+        }
+        *known_faults = faults;
+        drop(known_faults);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() != found.len() || known.iter().zip(&found).any(|(old, new)| old != new) {
             info!(templates = found.len(), "the market offers these templates");
@@ -193,17 +214,21 @@ impl Templates {
     }
 }
 
-/// The approved templates. A file that is no template is left out, and its fault is in the log.
-fn approved(directory: &Path) -> io::Result<Vec<Template>> {
+/// The approved templates. A file that is no template is left out.
+fn approved(directory: &Path, faults: &mut BTreeSet<String>) -> io::Result<Vec<Template>> {
+    let paths = fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut paths: Vec<PathBuf> = paths.collect::<Result<_, _>>()?;
+    paths.retain(|path| id_of(path).is_some());
+    paths.sort();
+    if paths.len() > MAX_FILES {
+        faults.insert(format!("{} has more than {MAX_FILES} templates", directory.display()));
+        paths.truncate(MAX_FILES);
+    }
     let mut found = Vec::new();
-    for entry in fs::read_dir(directory)?.take(MAX_FILES) {
-        let path = entry?.path();
-        if id_of(&path).is_none() {
-            continue;
-        }
+    for path in paths {
         match text_of(&path).and_then(|text| template(&path, &text)) {
             Ok(template) => found.push(template),
-            Err(e) => warn!(error = %Chain(e.as_ref()), path = %path.display(), "a template is not offered"),
+            Err(e) => drop(faults.insert(format!("{}: {e:#}", path.display()))),
         }
     }
     found.sort_by(|a, b| a.title.cmp(&b.title));
@@ -233,13 +258,16 @@ async fn approve(path: &Path, directory: &Path, private: Vec<PrivateRegistry>) -
     drop(rustls::crypto::ring::default_provider().install_default());
     let text = text_of(path)?;
     let file: File = toml::from_str(&text).with_context(|| format!("{} is no template", path.display()))?;
-    ensure!(file.digest.is_none(), "{} has a digest already", path.display());
+    ensure!(file.digest.is_none(), "{} is approved already: approve its file without a digest again", path.display());
     let name = ImageName::parse(&file.image).with_context(|| format!("{} is no name of an image", file.image))?;
     let tag = name.tag.with_context(|| format!("name the tag of the image, such as {}:latest", file.image))?;
     let registries = Registries { dialer: Dialer::default(), private };
     let asked = async { pin(&mut registries.open(&name)?, tag).await };
     let found = timeout(REGISTRY_TIMEOUT, asked).await.context("the registry does not answer")?;
-    let digest = found.with_context(|| format!("the registry has no answer about {}", file.image))?.digest;
+    let Pinned { digest, architectures } =
+        found.with_context(|| format!("the registry has no answer about {}", file.image))?;
+    let has_amd64 = architectures.is_empty() || architectures.iter().any(|architecture| architecture == "amd64");
+    ensure!(has_amd64, "{} has no variant for amd64, only for {}", file.image, architectures.join(", "));
     let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
     let is_image = |line: &String| line.split('=').next().is_some_and(|key| key.trim() == "image");
     let place = lines.iter().position(is_image).context("the line `image = …` must stand alone")?;
@@ -304,10 +332,22 @@ choices = ["png", "jpg"]
         let found = templates.find("convert").unwrap();
         assert!(found.image.starts_with("example.org/tool:1@sha256:0000"));
         assert_eq!(found.spec("x").command, ["convert", "--quality", "5", "png"]);
-        assert_eq!(templates.find("train").unwrap().image, gpubnb_events::template::OWN_IMAGE);
+        assert_eq!(templates.find("train").unwrap().image, OWN_IMAGE);
         fs::remove_file(directory.path().join("convert.toml")).unwrap();
         templates.read_again();
         assert_eq!(templates.find("convert"), None);
+        // Windows ends lines with CR and LF.
+        fs::write(directory.path().join("convert.toml"), with_digest().replace('\n', "\r\n")).unwrap();
+        fs::write(directory.path().join("large.toml"), " ".repeat(70_000)).unwrap();
+        fs::create_dir(directory.path().join("folder.toml")).unwrap();
+        templates.read_again();
+        let faults = templates.faults.lock().unwrap().clone();
+        assert!(templates.find("convert").is_some() && faults.len() == 4, "{faults:?}");
+        // A directory that is away for a moment takes nothing away.
+        let path = directory.path().to_owned();
+        drop(directory);
+        templates.read_again();
+        assert!(!path.exists() && templates.find("convert").is_some());
     }
 
     #[test]
@@ -334,6 +374,6 @@ choices = ["png", "jpg"]
             assert!(!text.contains("digest"), "an operator's approval finds the digest");
             count += 1;
         }
-        assert!(count >= 10);
+        assert_eq!(count, 13);
     }
 }

@@ -18,12 +18,11 @@ use tokio::process::Command;
 
 /// The gallery of this repository.
 const GALLERY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../templates");
-/// Images with the programs that the templates' own images have, or that their jobs install (`deploy/images.sh`).
+/// An image with the programs that the templates' own images have, or that their jobs install (`deploy/images.sh`).
 const PYTHON: &str = "gpubnb/gallery:1";
-const FFMPEG: &str = "gpubnb/ffmpeg:1";
 
 static MARKET: SharedMarket = SharedMarket::new(|| {
-    let services = ["--approve-image", PYTHON, "--approve-image", FFMPEG].map(str::to_owned).into();
+    let services = ["--approve-image", PYTHON].map(str::to_owned).into();
     Plan::with_settings(MarketSettings { services, ..MarketSettings::default() })
         .with_worker("attic", &["--slots", "2"])
 });
@@ -84,21 +83,26 @@ async fn an_operator_approves_a_template_and_retires_it_while_the_market_runs() 
     assert_eq!((&settled["spec"]["template"], &settled["spec"]["image"]), (&json!("lines"), &json!(image)));
     let log = consumer.get(&format!("/jobs/{job}/logs")).await.unwrap();
     assert_eq!(log["rows"].as_array().unwrap().len(), 5);
-    for bad in [json!({ "lines": "10" }), json!({ "lines": "1; ls" }), json!({ "other": "1" })] {
+    for (bad, field) in [
+        (json!({ "lines": "10" }), "lines"),
+        (json!({ "lines": "1; ls" }), "lines"),
+        (json!({ "other": "1" }), "parameters"),
+    ] {
         let mut request = request.clone();
         request["parameters"] = bad;
-        assert!(consumer.submit(&request).await.is_err());
+        let (status, refused) = consumer.request(Method::POST, "/jobs", Some(&request)).await.unwrap();
+        assert_eq!((status, &refused["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!(field)));
     }
-    // The form of the template, and that of the job once more.
-    for address in ["/jobs/new?template=lines".to_owned(), format!("/jobs/new?again={job}"), "/templates".to_owned()] {
-        let (status, page) = consumer.bytes(&address).await.unwrap();
-        let page = String::from_utf8(page).unwrap();
-        assert!(status == StatusCode::OK && page.contains("Print lines"), "{address}");
-    }
+    let again = format!("/jobs/new?again={job}");
+    check_pages(consumer, &again).await;
 
     fs::remove_file(approved.join("lines.toml")).unwrap();
     wait_until("the template is retired", async || offered().await.is_none()).await;
-    assert!(consumer.submit(&request).await.is_err());
+    let (status, refused) = consumer.request(Method::POST, "/jobs", Some(&request)).await.unwrap();
+    assert_eq!((status, &refused["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("template")));
+    // The job runs again from its image.
+    let (_, page) = consumer.bytes(&again).await.unwrap();
+    assert!(String::from_utf8(page).unwrap().contains(&digest));
 }
 
 /// A template that prints lines, in this image.
@@ -109,6 +113,20 @@ fn template_file(image: &str) -> String {
          [resources]\ncpu_millis = 500\nmemory_mib = 64\noutput_mib = 16\n\
          [[field]]\nname = \"lines\"\nlabel = \"Lines\"\ndefault = \"3\"\nleast = 1\nmost = 9\n"
     )
+}
+
+/// The pages show the template, and the job once more.
+async fn check_pages(consumer: &ApiClient, again: &str) {
+    for (address, wanted) in [
+        ("/jobs/new?template=lines", "name=\"template\" value=\"lines\""),
+        (again, "name=\"template\" value=\"lines\""),
+        (again, "value=\"5\""),
+        ("/templates?q=print", "href=\"/jobs/new?template=lines\""),
+    ] {
+        let (status, page) = consumer.bytes(address).await.unwrap();
+        let page = String::from_utf8(page).unwrap();
+        assert!(status == StatusCode::OK && page.contains(wanted), "{address} {wanted}");
+    }
 }
 
 /// Uploads an input file.
@@ -164,13 +182,13 @@ async fn the_template_for_tables_learns_and_keeps_its_model() {
     let errors = metrics["mlogloss"].as_array().unwrap();
     assert!(errors.len() == 20 && errors[19].as_f64() < Some(0.1), "{metrics}");
     let features = String::from_utf8(output(&market, &job, "features.csv").await).unwrap();
-    assert!(features.lines().nth(1).unwrap().starts_with("size,"), "{features}");
+    assert!(features.lines().nth(1).unwrap().starts_with("size_(m),"), "{features}");
     assert!(!output(&market, &job, "model.json").await.is_empty());
     // A wrong column is told by its name.
     let job = run_template(&market, "xgboost", PYTHON, &[], ("shop.csv", table.as_bytes())).await;
     assert_eq!((&job["state"], &job["reason"]["name"]), (&json!("Failed"), &json!("NonZeroExit")));
     let log = market.consumer.get(&format!("/jobs/{}/logs", job["job"].as_str().unwrap())).await.unwrap();
-    assert!(log.to_string().contains("Its columns are: size, colour, sold"), "{log:#}");
+    assert!(log.to_string().contains("Its columns are: size [m], colour, new, sold"), "{log:#}");
 }
 
 #[tokio::test]
@@ -199,13 +217,13 @@ async fn the_template_for_notebooks_keeps_the_outputs_also_when_a_cell_fails() {
 #[tokio::test]
 async fn the_template_for_videos_makes_an_mp4() {
     let market = MARKET.open().await.unwrap();
-    // One second of 16 grey pictures, each 32 by 32, in the plainest of all formats for videos (YUV4MPEG2).
-    let mut video = b"YUV4MPEG2 W32 H32 F16:1 Ip A1:1 C420jpeg\n".to_vec();
+    // One second of 16 grey pictures, each 33 by 31, in the plainest of all formats for videos (YUV4MPEG2).
+    let mut video = b"YUV4MPEG2 W33 H31 F16:1 Ip A1:1 C420jpeg\n".to_vec();
     for number in 0..16_u8 {
         video.extend_from_slice(b"FRAME\n");
-        video.extend(std::iter::repeat_n(number * 16, 32 * 32).chain(std::iter::repeat_n(128, 2 * 16 * 16)));
+        video.extend(std::iter::repeat_n(number * 16, 33 * 31).chain(std::iter::repeat_n(128, 2 * 17 * 16)));
     }
-    let job = run_template(&market, "video", FFMPEG, &[("preset", "ultrafast")], ("video", &video)).await;
+    let job = run_template(&market, "video", PYTHON, &[("preset", "ultrafast")], ("clip.y4m", &video)).await;
     assert_eq!(job["state"], "Completed", "{job:#}");
     let mp4 = output(&market, &job, "video.mp4").await;
     assert_eq!(&mp4[4..8], b"ftyp");

@@ -1169,7 +1169,8 @@ class ListedTemplate(BaseModel):
     """
     egress: bool | str | list[str] | None = None
     """
-    The hosts of the internet that the job needs, for example for the weights of a model.
+    The hosts of the internet that the job needs, for example for the weights of a model. The hosts of a request are
+    added to them.
     """
     fields: list[TemplateField]
     """
@@ -1191,6 +1192,10 @@ class ListedTemplate(BaseModel):
     """
     The files that the job needs, in a sentence for people: it takes at least one input file or dataset. `None` for
     a job that needs none.
+    """
+    min_cuda: str | None = None
+    """
+    The oldest CUDA version that a machine's driver must support, if the request names none.
     """
     picture: str
     """
