@@ -46,7 +46,7 @@ pub struct LinkArgs {
 /// Options of `approve-template`.
 #[derive(Debug, Clone, Args)]
 pub struct ApproveArgs {
-    /// The templates: files such as `templates/whisper.toml`.
+    /// The templates: files such as `templates/transcribe.toml`.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// The directory of the approved templates, which `gpubnb-ui run --templates` names.
