@@ -112,7 +112,7 @@ def main() -> None:
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if own != call["python"]:
         fail("PythonMismatch", f"The image has Python {own}, and the function was made by Python {call['python']}.", "")
-    # Lines arrive when they are printed, and before the traceback of an error.
+    # Lines arrive when they are printed.
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     index = int(os.environ.get("GPUBNB_TASK_INDEX", "0"))
     begin, end = call["arguments"][index]
