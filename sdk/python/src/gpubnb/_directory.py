@@ -13,7 +13,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
@@ -110,6 +110,14 @@ def of_data(root: str | os.PathLike[str]) -> Dataset:
     return _read(Path(root), is_code=False)
 
 
+def sha256_of(source: IO[bytes]) -> str:
+    """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    while piece := source.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def _read(root: Path, *, is_code: bool) -> Dataset:
     if not root.is_dir():
         raise InvalidDirectory(f"{root} is not a directory.")
@@ -128,11 +136,9 @@ def _read(root: Path, *, is_code: bool) -> Dataset:
             dataset.links.append({"path": path, "target": link})
             continue
         with full.open("rb") as source:
-            digest, status = hashlib.sha256(), os.fstat(source.fileno())
-            while piece := source.read(1 << 20):
-                digest.update(piece)
+            digest, status = sha256_of(source), os.fstat(source.fileno())
         is_program = bool(status.st_mode & stat.S_IXUSR)
-        dataset.files.append({"path": path, "bytes": status.st_size, "sha256": digest.hexdigest(), "exec": is_program})
+        dataset.files.append({"path": path, "bytes": status.st_size, "sha256": digest, "exec": is_program})
     return dataset
 
 

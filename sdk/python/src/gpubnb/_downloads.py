@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING
 
+from ._directory import sha256_of
 from ._text import plain
 from .errors import ChangedFile, UnsafePath
 
@@ -36,11 +37,8 @@ def has_content(path: Path, file: Artifact) -> bool:
     """True if the file is there already."""
     if not path.is_file() or path.stat().st_size != file.bytes:
         return False
-    digest = hashlib.sha256()
     with path.open("rb") as source:
-        while piece := source.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest() == file.sha256
+        return sha256_of(source) == file.sha256
 
 
 class Writer:

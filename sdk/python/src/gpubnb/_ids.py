@@ -8,12 +8,15 @@ import time
 import uuid
 
 
+def _version_7(millis: int, random: bytes) -> str:
+    """A UUID of version 7 (RFC 9562, section 5.7), from a time and ten bytes."""
+    bits = int.from_bytes(random, "big")
+    return str(uuid.UUID(int=millis << 80 | 7 << 76 | (bits >> 68) << 64 | 0b10 << 62 | (bits & ((1 << 62) - 1))))
+
+
 def new_id() -> str:
-    """A UUID of version 7 (RFC 9562, section 5.7)."""
-    millis = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    number = millis << 80 | 7 << 76 | (random >> 68) << 64 | 0b10 << 62 | (random & ((1 << 62) - 1))
-    return str(uuid.UUID(int=number))
+    """The id of something new."""
+    return _version_7(time.time_ns() // 1_000_000, os.urandom(10))
 
 
 def new_batch_id() -> str:
@@ -23,12 +26,7 @@ def new_batch_id() -> str:
 
 def derived_id(parent: str, name: str) -> str:
     """An id that is the same for the same parent and name, with the time of the parent."""
-    digest = hashlib.sha256(f"{parent}/{name}".encode()).digest()
-    random = int.from_bytes(digest[:10], "big")
-    number = (
-        uuid.UUID(parent).int >> 80 << 80 | 7 << 76 | (random >> 68) << 64 | 0b10 << 62 | (random & ((1 << 62) - 1))
-    )
-    return str(uuid.UUID(int=number))
+    return _version_7(uuid.UUID(parent).int >> 80, hashlib.sha256(f"{parent}/{name}".encode()).digest()[:10])
 
 
 def is_id(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,7 +18,7 @@ from .transport import AsyncTransport
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 
 class AsyncJob:
@@ -121,14 +122,11 @@ class AsyncJob:
     async def _read(self, file: Artifact, max_bytes: int) -> bytes:
         if file.bytes > max_bytes:
             raise InvalidResult(f"{file.path} has {file.bytes} bytes, and {max_bytes} are allowed.")
-        content = bytearray()
-
-        def receive() -> Callable[[bytes], None]:
-            content.clear()
-            return content.extend
-
-        await self._transport.download(self._path(file), receive)
-        return _results.check(bytes(content), file)
+        content = BytesIO()
+        writer = _downloads.Writer(content, file)
+        await self._transport.download(self._path(file), writer.begin)
+        writer.check()
+        return content.getvalue()
 
     async def download(
         self, directory: str | os.PathLike[str], *, overwrite: bool = False, progress: bool | None = None

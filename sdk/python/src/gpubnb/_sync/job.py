@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from .transport import Transport
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 class Job:
@@ -120,14 +121,11 @@ class Job:
     def _read(self, file: Artifact, max_bytes: int) -> bytes:
         if file.bytes > max_bytes:
             raise InvalidResult(f"{file.path} has {file.bytes} bytes, and {max_bytes} are allowed.")
-        content = bytearray()
-
-        def receive() -> Callable[[bytes], None]:
-            content.clear()
-            return content.extend
-
-        self._transport.download(self._path(file), receive)
-        return _results.check(bytes(content), file)
+        content = BytesIO()
+        writer = _downloads.Writer(content, file)
+        self._transport.download(self._path(file), writer.begin)
+        writer.check()
+        return content.getvalue()
 
     def download(
         self, directory: str | os.PathLike[str], *, overwrite: bool = False, progress: bool | None = None

@@ -78,14 +78,13 @@ class Transport:
             options["timeout"] = httpx.Timeout(timeout, connect=5.0)
         retries = self._retries()
         while True:
+            pause: float | None
             if pieces is not None:
                 options["content"] = _stream(pieces())
             try:
                 response = self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                pause = self._pause_after(error, retries)
-                if pause is None or not repeat:
-                    raise self._unreachable(error) from None
+                pause = self._pause_after(error, retries, repeat=repeat)
             else:
                 self._has_answered = True
                 pause = retries.after_answer(_status(response), response.headers.get("retry-after"))
@@ -96,11 +95,16 @@ class Transport:
     def _retries(self) -> Retries:
         return Retries(has_answered=self._has_answered)
 
-    def _pause_after(self, error: httpx.TransportError, retries: Retries) -> float | None:
-        """The pause after a request without an answer; None if there is no other try."""
-        if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
-            return None
-        return retries.after_failure(connected=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout))
+    def _pause_after(self, error: httpx.TransportError, retries: Retries, *, repeat: bool = True) -> float:
+        """The pause after a request without an answer. Raises `MarketUnreachable` if there is no other try."""
+        pause = None
+        if not isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+            pause = retries.after_failure(connected=not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout))
+        if pause is None or not repeat:
+            advice = "Is this the market's address? The argument `url` or GPUBNB_URL names another."
+            why = f"{self.login.url} does not answer ({type(error).__name__}). {advice}"
+            raise MarketUnreachable(why) from None
+        return pause
 
     def json(self, method: str, path: str, **options: Any) -> Any:
         """The answer to a request, as JSON."""
@@ -138,8 +142,6 @@ class Transport:
                         return
             except httpx.TransportError as error:
                 pause = self._pause_after(error, retries)
-                if pause is None:
-                    raise self._unreachable(error) from None
             sleep(pause)
 
     def events(self, path: str) -> Iterator[tuple[str, Any]]:
@@ -167,15 +169,9 @@ class Transport:
                         pause = retries.after_failure(connected=True)
             except httpx.TransportError as error:
                 pause = self._pause_after(error, retries)
-                if pause is None:
-                    raise self._unreachable(error) from None
             if pause is None:
                 raise MarketUnreachable(f"{path} ends again and again without an event.")
             sleep(pause)
-
-    def _unreachable(self, error: Exception) -> MarketUnreachable:
-        advice = "Is this the market's address? The argument `url` or GPUBNB_URL names another."
-        return MarketUnreachable(f"{self.login.url} does not answer ({type(error).__name__}). {advice}")
 
 
 def _stream(pieces: Iterable[bytes]) -> Iterator[bytes]:
