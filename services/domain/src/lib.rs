@@ -47,6 +47,7 @@ mod decide;
 pub mod due;
 pub mod error;
 mod hold;
+mod image_rule;
 pub mod job;
 pub mod machine;
 pub mod metering;
