@@ -11,15 +11,18 @@ docker="${GPUBNB_DOCKER:-docker}"
 stage="$(mktemp -d)"
 trap 'rm -rf "$stage"' EXIT
 
+# is_current IMAGE LABEL STAMP: true if Docker has the image, made from the same.
+is_current() {
+  [ "$("$docker" image inspect -f "{{index .Config.Labels \"$2\"}}" "$1" 2>/dev/null || true)" = "$3" ]
+}
 # import BINARY IMAGE: one static binary as an image, unless Docker has that image already.
 import() {
   local binary="$1" image="$2" root="$stage/$1"
   mkdir -p "$root/output" "$root/tmp"
   install -m 755 "target/workloads/$target/workloads/$binary" "$root/$binary"
-  local stamp have
+  local stamp
   stamp="$(sha256sum "$root/$binary" | cut -c1-16)"
-  have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.workload"}}' "$image" 2>/dev/null || true)"
-  [ "$have" != "$stamp" ] || return 0
+  ! is_current "$image" gpubnb.workload "$stamp" || return 0
   tar -C "$root" --sort=name --mtime=@0 --owner=0 --group=0 -c . |
     "$docker" import --change "ENTRYPOINT [\"/$binary\"]" --change "LABEL gpubnb.workload=$stamp" - "$image" >/dev/null
   echo "images: $image imported"
@@ -31,11 +34,10 @@ if [ "${1:-}" = --tests ]; then
   import gpubnb-hostile gpubnb/hostile:1
   # python_image IMAGE PYTHON CHANGE ARGUMENTS...: an image that deploy/python-image.py writes, unless Docker has it.
   python_image() {
-    local image="$1" python="$2" change="$3" stamp have
+    local image="$1" python="$2" change="$3" stamp
     shift 3
     stamp="$(cat deploy/python-image.py "$(dirname "$python")/../installed" | sha256sum | cut -c1-16)"
-    have="$("$docker" image inspect -f '{{index .Config.Labels "gpubnb.python"}}' "$image" 2>/dev/null || true)"
-    [ "$have" != "$stamp" ] || return 0
+    ! is_current "$image" gpubnb.python "$stamp" || return 0
     "$python" deploy/python-image.py "$@" |
       "$docker" import --change "LABEL gpubnb.python=$stamp" --change "$change" - "$image" >/dev/null
     echo "images: $image imported"
