@@ -14,7 +14,7 @@ use crate::{
     batch::{BatchId, ITEM, MAX_LIST, MAX_PARAMETERS, MAX_TASKS, TaskList},
     command::{SubmitBatch, SubmitJob},
     job_request::JobRequest,
-    refusal::{Refusal, RefusalKind},
+    refusal::{Refusal, invalid},
 };
 
 /// A batch: one job, and the tasks that run it. Of `array`, `items`, `sweep` and `tasks`, the request has exactly one.
@@ -50,10 +50,6 @@ pub struct BatchRequest {
     /// without it, a tenth of the tasks, and at least ten.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_failures: Option<u32>,
-}
-
-fn invalid(field: &str, message: impl Into<String>) -> Refusal {
-    Refusal::new("InvalidField", RefusalKind::Invalid, message).with_field(field)
 }
 
 fn too_many(field: &str) -> Refusal {

@@ -18,12 +18,12 @@ use crate::{
     command::{Secret, SubmitJob},
     ids::{CommandId, JobId, MachineId},
     money::{HourlyRate, MicroUsd},
-    refusal::{Refusal, RefusalKind},
+    refusal::{Refusal, invalid},
     spec::{
         DatasetMount, Egress, Input, InvalidPattern, JobSpec, Limits, Mebibytes, Placement, Requirements, Resources,
         Strategy,
     },
-    template::{BadParameter, Template},
+    template::Template,
     time::Seconds,
 };
 
@@ -193,9 +193,7 @@ impl JobRequest {
         let base = template.map_or_else(custom_resources, |t| t.resources.clone());
         let resources = self.resources(&base, &datasets);
         let command = match template {
-            Some(template) => template
-                .arguments(&self.parameters)
-                .map_err(|BadParameter { field, message }| invalid(&field, message))?,
+            Some(template) => template.arguments(&self.parameters)?,
             None => self.command,
         };
         let image = match (template, self.image) {
@@ -367,10 +365,6 @@ impl From<&DatasetMount> for DatasetRequest {
         let DatasetMount { dataset, directory, writable, files: _, bytes: _ } = mount;
         Self { dataset: dataset.to_string(), directory: Some(directory.clone()), writable: *writable }
     }
-}
-
-fn invalid(field: &str, message: impl Into<String>) -> Refusal {
-    Refusal::new("InvalidField", RefusalKind::Invalid, message).with_field(field)
 }
 
 /// The resources of a job with a custom image, where the request leaves them out.

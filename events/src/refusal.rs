@@ -46,3 +46,8 @@ impl Refusal {
         Self { field: Some(field.to_owned()), ..self }
     }
 }
+
+/// The refusal of a value in a field of a request.
+pub(crate) fn invalid(field: &str, message: impl Into<String>) -> Refusal {
+    Refusal::new("InvalidField", RefusalKind::Invalid, message).with_field(field)
+}

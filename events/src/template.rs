@@ -8,7 +8,11 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{CudaVersion, Egress, JobSpec, Mebibytes, Resources};
+use crate::{
+    refusal::{Refusal, invalid},
+    spec::{CudaVersion, Egress, JobSpec, Mebibytes, Resources},
+    text::is_plain,
+};
 
 /// The image of the market's own jobs, which `deploy/images.sh` builds.
 pub const OWN_IMAGE: &str = "gpubnb/workloads:1";
@@ -115,15 +119,6 @@ impl Field {
     }
 }
 
-/// Why the parameters of a request do not fit a template: the field, and a sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BadParameter {
-    /// The field.
-    pub field: String,
-    /// The sentence for people.
-    pub message: String,
-}
-
 impl Template {
     /// The specification of a job of this template, with the default of each field.
     pub fn spec(&self, name: &str) -> JobSpec {
@@ -133,16 +128,16 @@ impl Template {
     }
 
     /// The arguments of a job with these values. A field without a value has its default.
-    pub fn arguments(&self, parameters: &BTreeMap<String, String>) -> Result<Vec<String>, BadParameter> {
+    pub fn arguments(&self, parameters: &BTreeMap<String, String>) -> Result<Vec<String>, Refusal> {
         if let Some(unknown) = parameters.keys().find(|name| !self.fields.iter().any(|f| f.name == **name)) {
             let known: Vec<_> = self.fields.iter().map(|f| f.name.as_str()).collect();
             let message = format!("`{unknown}` is not a field of this template. The fields are: {}.", known.join(", "));
-            return Err(BadParameter { field: "parameters".to_owned(), message });
+            return Err(invalid("parameters", message));
         }
         let mut values = Vec::new();
         for field in &self.fields {
             let value = parameters.get(&field.name).map_or(field.default.as_str(), |value| value.trim());
-            field.check(value).map_err(|message| BadParameter { field: field.name.clone(), message })?;
+            field.check(value).map_err(|message| invalid(&field.name, message))?;
             values.push((field.name.as_str(), value));
         }
         Ok(self.command.iter().map(|argument| fill_in(argument, &values)).collect())
@@ -162,14 +157,14 @@ impl Template {
             let value = argument.strip_prefix(before)?.strip_suffix(after)?;
             found.insert(field.name.clone(), value.to_owned());
         }
-        (self.arguments(&found).as_deref() == Ok(command)).then_some(found)
+        self.arguments(&found).is_ok_and(|arguments| arguments == command).then_some(found)
     }
 
     /// Refuses to submit a job without the file that it needs. A quote needs no file yet.
-    pub fn check_input(&self, spec: &JobSpec) -> Result<(), BadParameter> {
+    pub fn check_input(&self, spec: &JobSpec) -> Result<(), Refusal> {
         match &self.input {
             Some(needed) if spec.inputs.is_empty() && spec.datasets.is_empty() => {
-                Err(BadParameter { field: "inputs".to_owned(), message: format!("The job needs a file. {needed}") })
+                Err(invalid("inputs", format!("The job needs a file. {needed}")))
             }
             _ => Ok(()),
         }
@@ -181,13 +176,6 @@ impl Template {
     /// script of a shell or of Python (`-c`). So a value is one word for the program, and no part of a script, unless
     /// the image's own entry point takes its first argument for a script.
     pub fn fault(&self) -> Option<String> {
-        let is_id = |text: &str| {
-            let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-            (1..=40).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-')
-        };
-        let is_text = |text: &str, longest: usize| {
-            !text.trim().is_empty() && text.len() <= longest && text.chars().all(crate::text::is_plain)
-        };
         if !is_id(&self.id) {
             return Some(format!("`{}` is no id: an id has up to 40 small letters, digits and dashes", self.id));
         }
@@ -208,37 +196,51 @@ impl Template {
         if !(1..=7 * 86_400).contains(&self.seconds) {
             return Some("`seconds` must be from 1 to 604,800".to_owned());
         }
-        for field in &self.fields {
-            let users = self.command.iter().filter(|argument| argument.contains(&placeholder(&field.name)));
-            let users: Vec<_> = users.collect();
-            if let Values::Choice { choices } = &field.values
-                && !choices.iter().all(|choice| is_text(choice, 100) && !choice.starts_with('-'))
-            {
-                return Some(format!("a choice of the field `{}` is empty, too long, or an option", field.name));
-            }
-            if !is_id(&field.name) || !is_text(&field.label, 80) {
-                return Some(format!("the field `{}` has no valid name or label", field.name));
-            }
-            if let Err(message) = field.check(&field.default) {
-                return Some(format!("the default of the field `{}` is not allowed: {message}", field.name));
-            }
-            let is_safe = |argument: &str| {
-                let rest = argument.replacen(&placeholder(&field.name), "", 1);
-                rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/:=,-".contains(&b))
-            };
-            let is_script = self.command.windows(2).any(|pair| {
-                matches!(pair[0].as_str(), "-c" | "-e" | "--eval" | "-lc")
-                    && pair[1].contains(&placeholder(&field.name))
-            });
-            if users.len() != 1 || !is_safe(users[0]) || is_script {
-                return Some(format!(
-                    "`{{{}}}` must stand once in the command, in an argument of its own, such as `--{0}={{{0}}}`",
-                    field.name
-                ));
-            }
+        self.fields.iter().find_map(|field| self.fault_of(field))
+    }
+
+    /// Why this is no field of the template; `None` if it is one.
+    fn fault_of(&self, field: &Field) -> Option<String> {
+        let (name, placeholder) = (&field.name, placeholder(&field.name));
+        if let Values::Choice { choices } = &field.values
+            && !choices.iter().all(|choice| is_text(choice, 100) && !choice.starts_with('-'))
+        {
+            return Some(format!("a choice of the field `{name}` is empty, too long, or an option"));
+        }
+        if !is_id(name) || !is_text(&field.label, 80) {
+            return Some(format!("the field `{name}` has no valid name or label"));
+        }
+        if let Err(message) = field.check(&field.default) {
+            return Some(format!("the default of the field `{name}` is not allowed: {message}"));
+        }
+        let is_safe = |argument: &String| {
+            let rest = argument.replacen(&placeholder, "", 1);
+            rest.bytes().all(|b| b.is_ascii_alphanumeric() || b"._/:=,-".contains(&b))
+        };
+        let is_script = self
+            .command
+            .windows(2)
+            .any(|pair| matches!(pair[0].as_str(), "-c" | "-e" | "--eval" | "-lc") && pair[1].contains(&placeholder));
+        let mut users = self.command.iter().filter(|argument| argument.contains(&placeholder));
+        if users.next().is_none_or(|user| !is_safe(user)) || users.next().is_some() || is_script {
+            let example = format!("`--{name}={placeholder}`");
+            return Some(format!(
+                "`{placeholder}` must stand once in the command, in an argument of its own, such as {example}"
+            ));
         }
         None
     }
+}
+
+/// True for the id of a template, of a picture, or of a field.
+fn is_id(text: &str) -> bool {
+    let is_inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=40).contains(&text.len()) && text.bytes().all(is_inner) && !text.starts_with('-')
+}
+
+/// True for a text for people of at most `longest` bytes.
+fn is_text(text: &str, longest: usize) -> bool {
+    !text.trim().is_empty() && text.len() <= longest && text.chars().all(is_plain)
 }
 
 fn placeholder(name: &str) -> String {
@@ -394,9 +396,13 @@ mod tests {
             ("text", &long),
             ("size", "small"),
         ] {
-            assert_eq!(template.arguments(&parameters(&[(name, value)])).unwrap_err().field, name, "{value:?}");
+            assert_eq!(
+                template.arguments(&parameters(&[(name, value)])).unwrap_err().field.as_deref(),
+                Some(name),
+                "{value:?}"
+            );
         }
-        assert_eq!(template.arguments(&parameters(&[("x", "1")])).unwrap_err().field, "parameters");
+        assert_eq!(template.arguments(&parameters(&[("x", "1")])).unwrap_err().field.as_deref(), Some("parameters"));
         // A value that looks like a placeholder stays a value.
         assert!(template.arguments(&parameters(&[("text", "{n}")])).is_err());
     }

@@ -232,7 +232,7 @@ fn a_template_adds_its_hosts_and_asks_for_its_file() {
         request.into_command(JobId::generate(), Some(&template), inputs, Vec::new()).unwrap()
     };
     let refused = template.check_input(&command(request(), &[]).spec).unwrap_err();
-    assert_eq!(refused.field, "inputs");
+    assert_eq!(refused.field.as_deref(), Some("inputs"));
     template.check_input(&command(request(), &[&file]).spec).unwrap();
     assert_eq!(command(request(), &[]).spec.egress, template.egress);
     let own: Egress = "github.com".parse().unwrap();

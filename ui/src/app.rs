@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use async_nats::jetstream::Context;
 use gpubnb_events::{
-    Actor, Clock, JobId, Timestamp,
+    Actor, Chain, Clock, JobId, Timestamp,
     job_request::JobRequest,
     spec::{JobSpec, Limits, Placement},
     subject,
+    template::Template,
 };
 use gpubnb_files::Files;
-use gpubnb_query::QueryClient;
+use gpubnb_query::{QueryClient, view::TypicalRun};
 use gpubnb_runtime::{
     permit::PermitKey,
     rpc::{Caller, RpcError},
@@ -18,6 +19,7 @@ use gpubnb_runtime::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 use crate::{
     access::{MailedLinks, OpenStreams, Passkeys, RateLimits, Sessions, SignIns, Users},
@@ -81,6 +83,15 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// All templates, each with the usual time and cost of its jobs: `None` before the first completed run, and while
+    /// nobody can say.
+    pub(crate) async fn listed_templates(&self, actor: Actor) -> Vec<(Arc<Template>, Option<TypicalRun>)> {
+        let missing = |e: &RpcError| warn!(error = %Chain(e), "the templates are listed without their usual times");
+        let typical = self.queries.typical_runs(actor).await.inspect_err(missing).unwrap_or_default();
+        let of = |template: &Template| typical.iter().find(|run| run.template == template.id).cloned();
+        self.templates.all().iter().map(|template| (Arc::clone(template), of(template))).collect()
     }
 
     /// The request that submits a job with this specification again.

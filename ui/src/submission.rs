@@ -87,7 +87,7 @@ impl Submission {
         }
         let command = request.into_command(job, template, inputs, datasets)?;
         let checked = template.map_or(Ok(()), |template| template.check_input(&command.spec));
-        let missing = checked.err().map(|bad| Problem::invalid(&bad.field, bad.message));
+        let missing = checked.err().map(Problem::from);
         Ok(Self { command, pinned, unresolved, missing })
     }
 

@@ -195,7 +195,7 @@ impl Templates {
                 Ok(approved) => found.extend(approved.into_iter().map(Arc::new)),
                 Err(e) => {
                     faults.insert(format!("{} cannot be read: {e}", directory.display()));
-                    // What was offered stays: the directory may be away for a moment.
+                    // The templates that were offered stay: the directory may be away for a moment.
                     found.extend(self.all().iter().filter(|template| template.image != OWN_IMAGE).cloned());
                 }
             }

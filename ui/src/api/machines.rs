@@ -3,7 +3,7 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use gpubnb_events::{
-    Actor, Chain, MachineId, Seq,
+    Actor, MachineId, Seq,
     command::{
         Challenge, ChangeMachine, CreateEnrollment, Done, EnrollmentCode, MachineChange, MachineCredential,
         RedeemEnrollment, RenewCredential, RequestChallenge, RevokeMachine, Revoked,
@@ -19,7 +19,6 @@ use gpubnb_query::{
 };
 use gpubnb_runtime::rpc::RpcError;
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 use utoipa::{IntoParams, ToSchema};
 
 use super::jobs::TrailPage;
@@ -121,11 +120,8 @@ pub(crate) struct ListedTemplate {
 
 /// `GET /templates`: the approved templates of jobs.
 pub(crate) async fn templates(State(app): State<App>, viewer: Viewer) -> Json<Vec<ListedTemplate>> {
-    let missing = |e: &RpcError| warn!(error = %Chain(e), "the templates are listed without their usual times");
-    let typical = app.queries.typical_runs(viewer.actor()).await.inspect_err(missing).unwrap_or_default();
-    let of = |template: &Template| typical.iter().find(|run| run.template == template.id).cloned();
-    let all = app.templates.all();
-    Json(all.iter().map(|t| ListedTemplate { template: Template::clone(t), typical: of(t) }).collect())
+    let listed = app.listed_templates(viewer.actor()).await.into_iter();
+    Json(listed.map(|(template, typical)| ListedTemplate { template: Template::clone(&template), typical }).collect())
 }
 
 /// `GET /market/models`.

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::{extract::State, response::Html};
-use gpubnb_events::{Chain, spec::Resources, template::Template as JobTemplate};
+use gpubnb_events::{spec::Resources, template::Template as JobTemplate};
 use gpubnb_query::view::TypicalRun;
-use gpubnb_runtime::rpc::RpcError;
 use serde::Deserialize;
-use tracing::warn;
 
 use super::{Layout, render_page};
 use crate::{access::Viewer, app::App, error::PageError, extract::Query, format};
@@ -59,11 +57,9 @@ pub(crate) async fn page(
     viewer: Viewer,
     Query(TemplatesQuery { q, only }): Query<TemplatesQuery>,
 ) -> Result<Html<String>, PageError> {
-    let missing = |e: &RpcError| warn!(error = %Chain(e), "the templates are listed without their usual times");
-    let typical = app.queries.typical_runs(viewer.actor()).await.inspect_err(missing).unwrap_or_default();
     let search: String = q.trim().chars().take(100).collect();
     let words: Vec<String> = search.to_lowercase().split_whitespace().map(ToOwned::to_owned).collect();
-    let is_shown = |t: &&Arc<JobTemplate>| {
+    let is_shown = |t: &JobTemplate| {
         let text = format!("{} {} {}", t.title, t.about, t.image_name).to_lowercase();
         let fits = match only.as_str() {
             "gpu" => t.resources.gpus > 0,
@@ -72,11 +68,9 @@ pub(crate) async fn page(
         };
         fits && words.iter().all(|word| text.contains(word))
     };
-    let card = |t: &Arc<JobTemplate>| Card {
-        template: Arc::clone(t),
-        typical: typical.iter().find(|run| run.template == t.id).cloned(),
-    };
-    let cards = app.templates.all().iter().filter(is_shown).map(card).collect();
+    let listed = app.listed_templates(viewer.actor()).await.into_iter();
+    let cards = listed.filter(|(template, _)| is_shown(template)).map(|(template, typical)| Card { template, typical });
+    let cards = cards.collect();
     render_page(&TemplatesPage { layout: Layout::new("Templates", "new", viewer), search, only, cards })
         .map_err(Into::into)
 }
